@@ -1,0 +1,246 @@
+//! THE TABLE: one row per kind. Discovery, routes, printing, storage and validation derive from it.
+//! Built-in rows are static, CRD rows are made at run time; handlers cannot tell them apart.
+
+use crate::api::object::Object;
+use crate::api::status::FieldError;
+use jiff::Timestamp;
+use serde_json::Value;
+use std::borrow::Cow;
+use std::ops::Deref;
+use std::sync::Arc;
+
+pub type Text = Cow<'static, str>;
+
+/// A row.
+pub struct Kind {
+    /// Empty for the core group.
+    pub group: Text,
+    pub version: Text,
+    pub kind: Text,
+    pub plural: Text,
+    pub singular: Text,
+    pub short_names: Cow<'static, [Text]>,
+    pub categories: Cow<'static, [Text]>,
+    pub namespaced: bool,
+    /// As discovery lists them: `create delete deletecollection get list patch update watch`.
+    pub verbs: Cow<'static, [Text]>,
+    pub subresources: Cow<'static, [Subresource]>,
+    /// The type in the scheme, `io.k8s.api.core.v1.Pod`.
+    pub schema: Text,
+    /// Key prefix in the store, `pods` or `deployments.apps`. Versions of one kind share it.
+    pub storage_prefix: Text,
+    /// The `apiVersion` objects of this prefix are stored in; `convert` maps from and to it.
+    pub storage_version: Text,
+    pub convert: Option<&'static dyn Convert>,
+    pub name_rule: NameRule,
+    pub cache: CacheLevel,
+    /// Lazy for Events; Leases decide per write in their strategy.
+    pub durability: crate::api::kinds::DurabilityClass,
+    /// Whether PUT on a missing name creates.
+    pub create_on_update: bool,
+    /// Whether an update without `resourceVersion` is allowed.
+    pub unconditional_update: bool,
+    pub columns: Cow<'static, [Column]>,
+    /// The cells of one object, one per column. `now` gives ages.
+    pub cells: fn(&Object, Timestamp) -> Vec<Value>,
+    /// Field selectors beyond `metadata.name` and `metadata.namespace`: label and value of an object.
+    pub fields: Cow<'static, [SelectableField]>,
+    pub strategy: &'static dyn Strategy,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Subresource {
+    /// `status`, `scale`, `log`, `exec`, `binding`, …
+    pub name: Text,
+    pub kind: Text,
+    /// Empty: the group and version of the row.
+    pub group: Text,
+    pub version: Text,
+    pub verbs: Cow<'static, [Text]>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NameRule {
+    /// RFC 1123 subdomain, 253.
+    Subdomain,
+    /// RFC 1123 label, 63.
+    Label,
+    /// RFC 1035 label, 63 (Services).
+    Label1035,
+    /// Anything that is one path segment (RBAC).
+    PathSegment,
+}
+
+/// How much of a kind stays in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum CacheLevel {
+    #[default]
+    Full,
+    Index,
+    None,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum DurabilityClass {
+    #[default]
+    Durable,
+    /// Every write may wait (Events).
+    Lazy,
+    /// Updates that keep `spec.holderIdentity` may wait (Leases).
+    LazyRenewal,
+}
+
+/// A printer column, as `Table.columnDefinitions` has it.
+#[derive(Clone, Debug)]
+pub struct Column {
+    pub name: Text,
+    pub r#type: Text,
+    pub format: Text,
+    pub description: Text,
+    /// 0 always, 1 with `-o wide`.
+    pub priority: i32,
+}
+
+pub struct SelectableField {
+    pub label: Text,
+    pub value: fn(&Object) -> String,
+}
+
+impl Clone for SelectableField {
+    fn clone(&self) -> Self {
+        Self { label: self.label.clone(), value: self.value }
+    }
+}
+
+/// Between the version of a row and the stored version.
+pub trait Convert: Sync {
+    fn to_storage(&self, object: &mut Object);
+    fn from_storage(&self, object: &mut Object);
+}
+
+/// Facts a hook may use; no I/O.
+pub struct HookContext<'a> {
+    pub now: Timestamp,
+    /// Name of the caller; some defaults carry it.
+    pub user: &'a str,
+    /// Empty for the main resource, else `status`, `scale`, …
+    pub subresource: &'a str,
+}
+
+/// What a kind does at each verb; upstream's strategy of the same name. All pure.
+/// Plain-value defaults come from the scheme's data; hooks do what depends on other fields.
+pub trait Strategy: Sync {
+    /// After the scheme's defaults; for create, update and patch.
+    fn default(&self, _object: &mut Object) {}
+    /// Sets what the client may not (status reset, generation is set by the registry).
+    fn prepare_create(&self, _context: &HookContext, _object: &mut Object) {}
+    /// Main resource: keep the old status. `status` subresource: keep the old spec (done generically
+    /// by the registry before this hook is called).
+    fn prepare_update(&self, _context: &HookContext, _new: &mut Object, _old: &Object) {}
+    /// Metadata has been validated already.
+    fn validate(&self, _context: &HookContext, _object: &Object) -> Vec<FieldError> {
+        Vec::new()
+    }
+    /// Called besides `validate`.
+    fn validate_update(&self, _context: &HookContext, _new: &Object, _old: &Object) -> Vec<FieldError> {
+        Vec::new()
+    }
+    /// For `PUT/PATCH …/status`; `validate` is not called there.
+    fn validate_status_update(&self, _context: &HookContext, _new: &Object, _old: &Object) -> Vec<FieldError> {
+        Vec::new()
+    }
+    fn warnings(&self, _object: &Object, _old: Option<&Object>) -> Vec<String> {
+        Vec::new()
+    }
+    /// Seconds of graceful deletion when the client names none; `None`: deleted at once.
+    /// Pods answer their `terminationGracePeriodSeconds` (0 when not scheduled or already ended).
+    fn grace_s(&self, _object: &Object) -> Option<i64> {
+        None
+    }
+    /// Whether `metadata.generation` counts changes of anything but metadata and status.
+    fn has_generation(&self) -> bool {
+        false
+    }
+    /// Finalizers upstream adds when orphaning or foreground deletion is the default policy.
+    fn default_orphans(&self) -> bool {
+        false
+    }
+}
+
+/// A strategy with no hooks.
+pub struct Plain;
+impl Strategy for Plain {}
+
+/// A row, wherever it came from.
+#[derive(Clone)]
+pub enum KindRef {
+    Static(&'static Kind),
+    Shared(Arc<Kind>),
+}
+
+impl Deref for KindRef {
+    type Target = Kind;
+    fn deref(&self) -> &Kind {
+        match self {
+            Self::Static(kind) => kind,
+            Self::Shared(kind) => kind,
+        }
+    }
+}
+
+impl Kind {
+    /// `v1` or `apps/v1`.
+    pub fn api_version(&self) -> String {
+        if self.group.is_empty() { self.version.to_string() } else { format!("{}/{}", self.group, self.version) }
+    }
+
+    /// The store key of an object of this kind.
+    pub fn key(&self, namespace: &str, name: &str) -> String {
+        format!("{}/{namespace}/{name}", self.storage_prefix)
+    }
+
+    pub fn subresource(&self, name: &str) -> Option<&Subresource> {
+        self.subresources.iter().find(|sub| sub.name == name)
+    }
+
+    pub fn has_status(&self) -> bool {
+        self.subresource("status").is_some()
+    }
+}
+
+/// Every row that is served now.
+#[derive(Clone)]
+pub struct Kinds {
+    rows: Arc<arc_swap::ArcSwap<Vec<KindRef>>>,
+}
+
+impl Default for Kinds {
+    fn default() -> Self {
+        let rows = builtin().iter().copied().map(KindRef::Static).collect();
+        Self { rows: Arc::new(arc_swap::ArcSwap::from_pointee(rows)) }
+    }
+}
+
+impl Kinds {
+    pub fn all(&self) -> Arc<Vec<KindRef>> {
+        self.rows.load_full()
+    }
+
+    /// By group, version and plural resource name.
+    pub fn resource(&self, group: &str, version: &str, plural: &str) -> Option<KindRef> {
+        let found = |row: &&KindRef| row.group == group && row.version == version && row.plural == plural;
+        self.rows.load().iter().find(found).cloned()
+    }
+
+    /// By `apiVersion` and `kind`.
+    pub fn kind(&self, api_version: &str, kind: &str) -> Option<KindRef> {
+        let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
+        let found = |row: &&KindRef| row.group == group && row.version == version && row.kind == kind;
+        self.rows.load().iter().find(found).cloned()
+    }
+}
+
+/// The built-in rows, in discovery order.
+pub fn builtin() -> &'static [&'static Kind] {
+    &[]
+}

@@ -1,0 +1,13 @@
+//! Pure API machinery: objects, the scheme, codecs, patches, selectors, quantities, `Status`, `Table`.
+//! Nothing here does I/O, reads a clock or draws a random number.
+
+pub mod codec;
+pub mod kinds;
+pub mod object;
+pub mod patch;
+pub mod quantity;
+pub mod scheme;
+pub mod selector;
+pub mod status;
+pub mod table;
+pub mod view;

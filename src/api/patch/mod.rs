@@ -1,0 +1,1 @@
+//! The patch types: JSON Patch, merge patch, strategic merge patch.

@@ -1,0 +1,1 @@
+//! Kubernetes quantities: parsing, canonical form, arithmetic.

@@ -1,0 +1,1 @@
+//! The scheme: one compact table of every type, its fields, tags, keys and defaults.

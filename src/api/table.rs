@@ -1,0 +1,1 @@
+//! The `Table` form of objects that kubectl prints.

@@ -1,0 +1,1 @@
+//! HTTP in: TLS, authentication, authorization, REST, watches, discovery.

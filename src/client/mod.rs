@@ -1,0 +1,157 @@
+//! REST verbs out. `Local` calls the registry in process, `Remote` speaks HTTPS; loops cannot tell.
+//! Informers and work queues live here; a loop meets other loops only through objects.
+
+pub mod informer;
+pub mod local;
+pub mod remote;
+pub mod workqueue;
+
+use crate::api::object::Object;
+use crate::api::status::Result;
+use crate::registry::{DeleteOptions, ListOptions, PatchType};
+use bytes::Bytes;
+use futures_util::stream::BoxStream;
+use serde::de::DeserializeOwned;
+
+pub use informer::{Informer, Informers};
+pub use local::Local;
+pub use remote::Remote;
+pub use workqueue::WorkQueue;
+
+/// A resource type by its REST name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Resource {
+    pub group: &'static str,
+    pub version: &'static str,
+    pub plural: &'static str,
+}
+
+macro_rules! resources {
+    ($($name:ident = $group:literal / $version:literal / $plural:literal;)*) => {
+        $(pub const $name: Resource = Resource { group: $group, version: $version, plural: $plural };)*
+    };
+}
+
+resources! {
+    PODS = "" / "v1" / "pods";
+    NODES = "" / "v1" / "nodes";
+    NAMESPACES = "" / "v1" / "namespaces";
+    SERVICES = "" / "v1" / "services";
+    ENDPOINTS = "" / "v1" / "endpoints";
+    CONFIGMAPS = "" / "v1" / "configmaps";
+    SECRETS = "" / "v1" / "secrets";
+    SERVICEACCOUNTS = "" / "v1" / "serviceaccounts";
+    EVENTS = "" / "v1" / "events";
+    ENDPOINTSLICES = "discovery.k8s.io" / "v1" / "endpointslices";
+    DEPLOYMENTS = "apps" / "v1" / "deployments";
+    REPLICASETS = "apps" / "v1" / "replicasets";
+    DAEMONSETS = "apps" / "v1" / "daemonsets";
+    LEASES = "coordination.k8s.io" / "v1" / "leases";
+}
+
+/// One object as bytes: compact JSON with `metadata.resourceVersion`.
+#[derive(Clone, Debug)]
+pub struct Item(pub Bytes);
+
+impl Item {
+    /// Decodes a view; fields the view does not name are skipped.
+    pub fn view<T: DeserializeOwned>(&self) -> Result<T> {
+        serde_json::from_slice(&self.0).map_err(crate::api::status::Status::internal)
+    }
+    pub fn object(&self) -> Result<Object> {
+        self.view()
+    }
+}
+
+/// A list and the revision to watch from.
+pub struct Items {
+    pub items: Vec<Item>,
+    pub resource_version: String,
+    pub continue_token: String,
+}
+
+/// What a watch yields.
+#[derive(Clone, Debug)]
+pub enum WatchEvent {
+    Added(Item),
+    Modified(Item),
+    Deleted(Item),
+    Bookmark { resource_version: String, initial_events_end: bool },
+}
+
+/// The seam between loops and the API. Cheap to clone.
+#[derive(Clone)]
+pub enum Client {
+    Local(Local),
+    Remote(Remote),
+}
+
+/// Calls the same method of whichever client it is.
+macro_rules! either {
+    ($self:ident.$method:ident($($argument:expr),*)) => {
+        match $self {
+            Client::Local(client) => client.$method($($argument),*).await,
+            Client::Remote(client) => client.$method($($argument),*).await,
+        }
+    };
+}
+
+impl Client {
+    /// `namespace` is empty for cluster-scoped resources.
+    pub async fn get(&self, resource: Resource, namespace: &str, name: &str) -> Result<Item> {
+        either!(self.get(resource, namespace, name))
+    }
+    /// An empty namespace lists all namespaces.
+    pub async fn list(&self, resource: Resource, namespace: &str, options: &ListOptions) -> Result<Items> {
+        either!(self.list(resource, namespace, options))
+    }
+    /// From `options.resource_version`; the stream's last item is an error when it ends early.
+    pub async fn watch(
+        &self,
+        resource: Resource,
+        namespace: &str,
+        options: &ListOptions,
+    ) -> Result<BoxStream<'static, Result<WatchEvent>>> {
+        either!(self.watch(resource, namespace, options))
+    }
+    pub async fn create(&self, resource: Resource, namespace: &str, object: Object) -> Result<Item> {
+        either!(self.create(resource, namespace, object))
+    }
+    /// PUT; with `metadata.resourceVersion` in the object it is conditional.
+    /// `subresource` is empty for the main resource, else `status`, `scale`, …
+    pub async fn update(
+        &self,
+        resource: Resource,
+        namespace: &str,
+        name: &str,
+        subresource: &str,
+        object: Object,
+    ) -> Result<Item> {
+        either!(self.update(resource, namespace, name, subresource, object))
+    }
+    pub async fn patch(
+        &self,
+        resource: Resource,
+        namespace: &str,
+        name: &str,
+        subresource: &str,
+        kind: PatchType,
+        patch: Object,
+    ) -> Result<Item> {
+        either!(self.patch(resource, namespace, name, subresource, kind, patch))
+    }
+    pub async fn delete(&self, resource: Resource, namespace: &str, name: &str, options: &DeleteOptions) -> Result<()> {
+        either!(self.delete(resource, namespace, name, options))
+    }
+    /// POST to a subresource: `pods/binding`, `serviceaccounts/token`, …
+    pub async fn create_subresource(
+        &self,
+        resource: Resource,
+        namespace: &str,
+        name: &str,
+        subresource: &str,
+        object: Object,
+    ) -> Result<Item> {
+        either!(self.create_subresource(resource, namespace, name, subresource, object))
+    }
+}

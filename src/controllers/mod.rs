@@ -1,0 +1,1 @@
+//! The list of controllers and the runner that wakes them.

@@ -1,0 +1,1 @@
+//! Cluster DNS, answered on each node from the replica.

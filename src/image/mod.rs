@@ -1,0 +1,1 @@
+//! OCI images: references, pulls, layers on disk, archives, garbage collection.

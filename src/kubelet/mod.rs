@@ -1,0 +1,1 @@
+//! The node agent: one worker per pod observes, plans and applies.

@@ -1,0 +1,1 @@
+//! Wires a node: runtime, network, kubelet, proxy, DNS.

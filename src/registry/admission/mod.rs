@@ -1,0 +1,1 @@
+//! One ordered list of admission plugins; a file per plugin.

@@ -1,0 +1,1 @@
+//! Wires a control plane: store, registry, API server, scheduler, controllers.

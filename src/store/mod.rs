@@ -1,0 +1,124 @@
+//! Revisions and watches over opaque bytes. Knows keys, not kinds.
+//! One writer, group commit; the event ring is in memory and bounded in bytes; no history on disk.
+
+pub mod cache;
+pub mod memory;
+pub mod sqlite;
+pub mod watch;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use std::sync::Arc;
+
+pub use watch::Watch;
+
+/// One stored object at one revision. Shared by readers, lists, watches and informers.
+#[derive(Debug)]
+pub struct Entry {
+    /// `resource[.group]/namespace/name`, or `resource[.group]//name` for cluster-scoped kinds.
+    pub key: Box<str>,
+    pub create_revision: u64,
+    pub revision: u64,
+    /// Compact JSON with `metadata.resourceVersion` spliced in: what clients see.
+    pub bytes: Bytes,
+}
+
+/// A change, in revision order.
+#[derive(Clone, Debug)]
+pub struct Event {
+    /// For a deletion, the revision of the deletion.
+    pub revision: u64,
+    /// The object before; `None` for a creation.
+    pub previous: Option<Arc<Entry>>,
+    /// The object after; `None` for a deletion.
+    pub current: Option<Arc<Entry>>,
+}
+
+/// How soon a write must be on disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Durability {
+    /// On disk before the write is acknowledged.
+    #[default]
+    Durable,
+    /// Readable at once; on disk with the next durable write, at shutdown or at a byte limit.
+    /// Lost at most by a power cut; revisions are never reused.
+    Lazy,
+}
+
+/// What must be true of the object for a write to happen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expected {
+    /// It must not exist.
+    Absent,
+    /// It must exist at this revision.
+    Revision(u64),
+    /// It must exist; any revision.
+    Present,
+}
+
+/// Stored value: canonical JSON *without* `metadata.resourceVersion`, and where to splice it in.
+#[derive(Clone, Debug)]
+pub struct Write {
+    pub key: Box<str>,
+    pub expected: Expected,
+    /// `None` deletes. The bytes end up with `"resourceVersion":"N"` as the first member of `metadata`.
+    pub value: Option<Bytes>,
+    pub durability: Durability,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    #[error("key exists")]
+    Exists(Arc<Entry>),
+    #[error("key is absent")]
+    Absent,
+    #[error("revision differs")]
+    Conflict(Arc<Entry>),
+    /// The revision is older than the ring, or of before a restart.
+    #[error("revision {0} is compacted; oldest is {1}")]
+    Compacted(u64, u64),
+    #[error("revision {0} is in the future; newest is {1}")]
+    Future(u64, u64),
+    #[error("store is closed")]
+    Closed,
+    #[error("store failed")]
+    Engine(#[source] Arc<dyn std::error::Error + Send + Sync>),
+}
+
+/// A page of a list, in key order.
+#[derive(Debug)]
+pub struct Page {
+    pub entries: Vec<Arc<Entry>>,
+    /// The revision the page shows.
+    pub revision: u64,
+    /// Entries after the last one of this page.
+    pub remaining: u64,
+}
+
+/// The engine: SQLite, memory (tests) or, later, etcd.
+/// Reads see every acknowledged write. All methods are cancel-safe; a cancelled write may still happen.
+pub trait Store: Send + Sync {
+    fn get<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Option<Arc<Entry>>, StoreError>>;
+
+    /// Entries whose key starts with `prefix` and is greater than `after`, at most `limit` (0 = all).
+    /// `at`: the revision to show (walks the ring backwards); `None` = newest.
+    fn list<'a>(
+        &'a self,
+        prefix: &'a str,
+        after: &'a str,
+        limit: usize,
+        at: Option<u64>,
+    ) -> BoxFuture<'a, Result<Page, StoreError>>;
+
+    /// One compare-and-write; the new entry, or for a deletion the last one with the revision of the deletion.
+    fn write(&self, write: Write) -> BoxFuture<'_, Result<Arc<Entry>, StoreError>>;
+
+    /// Events of keys under `prefix` with a revision greater than `after`.
+    fn watch(&self, prefix: &str, after: u64) -> Result<Watch, StoreError>;
+
+    /// The newest revision that has been published.
+    fn revision(&self) -> u64;
+
+    /// Writes lazy values, checkpoints and closes.
+    fn close(&self) -> BoxFuture<'_, Result<(), StoreError>>;
+}

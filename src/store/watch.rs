@@ -1,0 +1,4 @@
+//! The event ring and the cursors that read it.
+
+/// A cursor into the ring.
+pub struct Watch {}

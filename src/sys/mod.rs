@@ -1,0 +1,7 @@
+//! All unsafe code: mounts, namespaces, pidfds, cgroups, BPF.
+
+use tokio::io::{AsyncRead, AsyncWrite};
+
+/// A byte stream in both directions, whatever carries it.
+pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
