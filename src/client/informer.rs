@@ -1,9 +1,12 @@
 //! Informers: a cache of one resource kept by list and watch, and coalesced changes for loops.
 //! A lost event costs latency only: a broken watch lists again and reports the differences.
 
+use super::reflector::{Sink, reflect};
 use super::{Client, Item, Resource};
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Bound;
+use std::sync::{Arc, Mutex, MutexGuard};
+use tokio::sync::{Notify, watch};
 
 /// What an informer holds: a namespace and selectors narrow it; empty = everything.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -21,6 +24,25 @@ pub struct Informer {
 
 struct Inner {
     resource: Resource,
+    state: Mutex<State>,
+    synced: watch::Sender<bool>,
+}
+
+#[derive(Default)]
+struct State {
+    items: BTreeMap<Arc<str>, Item>,
+    subscribers: HashMap<u64, Subscriber>,
+    sequence: u64,
+}
+
+/// What one subscriber has not looked at yet.
+#[derive(Default)]
+struct Subscriber {
+    /// By key: its place in the order, and the object as the subscriber saw it last.
+    dirty: HashMap<Arc<str>, (u64, Option<Item>)>,
+    order: BTreeMap<u64, Arc<str>>,
+    sequence: u64,
+    wake: Arc<Notify>,
 }
 
 /// One object's change since the subscriber last looked: several changes become one.
@@ -35,48 +57,273 @@ pub struct Change {
 }
 
 /// A subscriber's dirty set; bounded by the number of objects.
-pub struct Changes {}
+pub struct Changes {
+    inner: Arc<Inner>,
+    id: u64,
+    wake: Arc<Notify>,
+}
 
 impl Changes {
-    /// Waits for the next change. After `subscribe`, every existing object is reported once as new.
+    /// Waits for the next change. After `subscribe`, every existing object is reported once as new. Cancel-safe.
     pub async fn next(&mut self) -> Change {
-        unimplemented!()
+        loop {
+            if let Some(change) = self.try_next() {
+                return change;
+            }
+            self.wake.notified().await;
+        }
+    }
+
+    /// The next change if there is one now; lets a loop take a burst in one go.
+    pub fn try_next(&mut self) -> Option<Change> {
+        self.inner.lock().take(self.id)
+    }
+}
+
+impl Drop for Changes {
+    fn drop(&mut self) {
+        self.inner.lock().subscribers.remove(&self.id);
+    }
+}
+
+impl Subscriber {
+    /// `old` is the object before this change, `exists` whether it is there after it.
+    fn mark(&mut self, key: &Arc<str>, old: Option<&Item>, exists: bool) {
+        if let Some((place, seen)) = self.dirty.get(key) {
+            if seen.is_none() && !exists {
+                self.order.remove(place);
+                self.dirty.remove(key);
+            }
+            return;
+        }
+        self.sequence += 1;
+        self.dirty.insert(key.clone(), (self.sequence, old.cloned()));
+        self.order.insert(self.sequence, key.clone());
+        self.wake.notify_one();
+    }
+}
+
+impl State {
+    /// Stores one object's new state; equal bytes are no change.
+    fn set(&mut self, key: Arc<str>, new: Option<Item>) {
+        let exists = new.is_some();
+        let old = match new {
+            Some(item) if self.items.get(&key).is_some_and(|held| held.0 == item.0) => return,
+            Some(item) => self.items.insert(key.clone(), item),
+            None => self.items.remove(&key),
+        };
+        if old.is_none() && !exists {
+            return;
+        }
+        for subscriber in self.subscribers.values_mut() {
+            subscriber.mark(&key, old.as_ref(), exists);
+        }
+    }
+
+    /// Takes a whole list: what is not in it is gone.
+    fn replace(&mut self, listed: Vec<(Arc<str>, Item)>) {
+        let listed: BTreeMap<Arc<str>, Item> = listed.into_iter().collect();
+        let gone: Vec<Arc<str>> = self.items.keys().filter(|key| !listed.contains_key(*key)).cloned().collect();
+        for key in gone {
+            self.set(key, None);
+        }
+        for (key, item) in listed {
+            self.set(key, Some(item));
+        }
+    }
+
+    fn subscribe(&mut self) -> (u64, Arc<Notify>) {
+        let mut subscriber = Subscriber::default();
+        for key in self.items.keys() {
+            subscriber.mark(key, None, true);
+        }
+        self.sequence += 1;
+        let wake = subscriber.wake.clone();
+        self.subscribers.insert(self.sequence, subscriber);
+        (self.sequence, wake)
+    }
+
+    fn take(&mut self, id: u64) -> Option<Change> {
+        let subscriber = self.subscribers.get_mut(&id)?;
+        let (_, key) = subscriber.order.pop_first()?;
+        let (_, old) = subscriber.dirty.remove(&key)?;
+        Some(Change { old, new: self.items.get(&key).cloned(), key: key.to_string() })
+    }
+}
+
+impl Inner {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no panic while the informer is locked")
+    }
+}
+
+impl Sink for Arc<Inner> {
+    fn replace(&self, listed: Vec<(Arc<str>, Item)>) {
+        self.lock().replace(listed);
+        self.synced.send_replace(true);
+    }
+    fn set(&self, key: Arc<str>, new: Option<Item>) {
+        self.lock().set(key, new);
     }
 }
 
 impl Informer {
+    fn new(resource: Resource) -> Self {
+        let synced = watch::channel(false).0;
+        Self { inner: Arc::new(Inner { resource, state: Mutex::default(), synced }) }
+    }
+
     pub fn resource(&self) -> Resource {
         self.inner.resource
     }
-    pub fn get(&self, _namespace: &str, _name: &str) -> Option<Item> {
-        unimplemented!()
+
+    pub fn get(&self, namespace: &str, name: &str) -> Option<Item> {
+        self.by_key(&format!("{namespace}/{name}"))
     }
+
+    /// By `namespace/name`, as `Change::key` has it.
+    pub fn by_key(&self, key: &str) -> Option<Item> {
+        self.inner.lock().items.get(key).cloned()
+    }
+
     /// In key order.
     pub fn list(&self) -> Vec<Item> {
-        unimplemented!()
+        self.inner.lock().items.values().cloned().collect()
     }
+
+    /// The objects of one namespace, in key order.
+    pub fn list_namespace(&self, namespace: &str) -> Vec<Item> {
+        let prefix = format!("{namespace}/");
+        let state = self.inner.lock();
+        let from = state.items.range::<str, _>((Bound::Included(prefix.as_str()), Bound::Unbounded));
+        from.take_while(|(key, _)| key.starts_with(&prefix)).map(|(_, item)| item.clone()).collect()
+    }
+
     pub fn subscribe(&self) -> Changes {
-        unimplemented!()
+        let (id, wake) = self.inner.lock().subscribe();
+        Changes { inner: self.inner.clone(), id, wake }
     }
+
     /// Waits until the first list is in.
     pub async fn synced(&self) {
-        unimplemented!()
+        let mut receiver = self.inner.synced.subscribe();
+        // The sender lives in `self`, so the wait cannot fail.
+        let _ = receiver.wait_for(|synced| *synced).await;
+    }
+
+    pub fn is_synced(&self) -> bool {
+        *self.inner.synced.borrow()
     }
 }
 
 /// The informers of one process, one per resource and scope, each run by one task.
 #[derive(Clone)]
 pub struct Informers {
-    _client: Client,
-    _shared: Arc<Mutex<HashMap<(Resource, Scope), Informer>>>,
+    client: Client,
+    shared: Arc<Mutex<HashMap<(Resource, Scope), Informer>>>,
 }
 
 impl Informers {
     pub fn new(client: Client) -> Self {
-        Self { _client: client, _shared: Arc::default() }
+        Self { client, shared: Arc::default() }
     }
+
     /// The informer of a resource; the first caller starts its task, which ends with the process.
-    pub fn get(&self, _resource: Resource, _scope: Scope) -> Informer {
-        unimplemented!()
+    pub fn get(&self, resource: Resource, scope: Scope) -> Informer {
+        let mut shared = self.shared.lock().expect("no panic while the informers are locked");
+        let make = || {
+            let informer = Informer::new(resource);
+            tokio::spawn(reflect(self.client.clone(), resource, scope.clone(), informer.inner.clone()));
+            informer
+        };
+        shared.entry((resource, scope.clone())).or_insert_with(make).clone()
+    }
+
+    /// The informer of a resource in all namespaces.
+    pub fn all(&self, resource: Resource) -> Informer {
+        self.get(resource, Scope::default())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::client::PODS;
+
+    fn item(text: &'static str) -> Item {
+        Item(bytes::Bytes::from_static(text.as_bytes()))
+    }
+
+    fn informer(objects: &[(&str, &'static str)]) -> Informer {
+        let informer = Informer::new(PODS);
+        let listed = objects.iter().map(|(key, text)| (Arc::from(*key), item(text))).collect();
+        Sink::replace(&informer.inner, listed);
+        informer
+    }
+
+    /// `key old→new`, all that is pending.
+    fn drain(changes: &mut Changes) -> Vec<String> {
+        let text = |item: Option<Item>| item.map(|i| String::from_utf8_lossy(&i.0).into_owned()).unwrap_or_default();
+        std::iter::from_fn(|| changes.try_next())
+            .map(|change| format!("{} {}→{}", change.key, text(change.old), text(change.new)))
+            .collect()
+    }
+
+    #[test]
+    fn a_subscriber_sees_what_exists_once_and_then_coalesced_changes() {
+        let informer = informer(&[("a/x", "1"), ("a/y", "1")]);
+        let mut changes = informer.subscribe();
+        assert_eq!(drain(&mut changes), ["a/x →1", "a/y →1"]);
+        assert_eq!(drain(&mut changes), [] as [String; 0]);
+
+        informer.inner.set("a/y".into(), Some(item("2")));
+        informer.inner.set("a/x".into(), None);
+        informer.inner.set("a/y".into(), Some(item("3")));
+        informer.inner.set("a/z".into(), Some(item("1")));
+        assert_eq!(drain(&mut changes), ["a/y 1→3", "a/x 1→", "a/z →1"]);
+    }
+
+    #[test]
+    fn an_object_made_and_deleted_between_looks_is_not_reported() {
+        let informer = informer(&[]);
+        let mut changes = informer.subscribe();
+        informer.inner.set("a/x".into(), Some(item("1")));
+        informer.inner.set("a/x".into(), None);
+        assert_eq!(drain(&mut changes), [] as [String; 0]);
+        // Deleted and made again is one change of the object.
+        informer.inner.set("a/x".into(), Some(item("1")));
+        assert_eq!(drain(&mut changes), ["a/x →1"]);
+        informer.inner.set("a/x".into(), None);
+        informer.inner.set("a/x".into(), Some(item("2")));
+        assert_eq!(drain(&mut changes), ["a/x 1→2"]);
+    }
+
+    #[test]
+    fn a_relist_reports_only_the_differences() {
+        let informer = informer(&[("a/same", "1"), ("a/changed", "1"), ("a/gone", "1")]);
+        let mut changes = informer.subscribe();
+        drain(&mut changes);
+        let listed = [("a/same", "1"), ("a/changed", "2"), ("a/new", "1")];
+        Sink::replace(&informer.inner, listed.iter().map(|(key, text)| (Arc::from(*key), item(text))).collect());
+        assert_eq!(drain(&mut changes), ["a/gone 1→", "a/changed 1→2", "a/new →1"]);
+        assert_eq!(informer.list().len(), 3);
+    }
+
+    #[test]
+    fn lists_of_a_namespace_do_not_run_into_its_neighbours() {
+        let informer = informer(&[("a/x", "1"), ("ab/x", "2"), ("b/x", "3")]);
+        let of = |namespace| informer.list_namespace(namespace).len();
+        assert_eq!((of("a"), of("ab"), of("b"), of("c")), (1, 1, 1, 0));
+    }
+
+    #[tokio::test]
+    async fn next_wakes_on_a_change_and_a_dropped_subscriber_is_forgotten() {
+        let informer = informer(&[]);
+        let mut changes = informer.subscribe();
+        let waiting = tokio::spawn(async move { changes.next().await.key });
+        tokio::task::yield_now().await;
+        informer.inner.set("a/x".into(), Some(item("1")));
+        assert_eq!(waiting.await.expect("subscriber"), "a/x");
+        assert!(informer.inner.lock().subscribers.is_empty());
     }
 }

@@ -3,6 +3,7 @@
 
 pub mod informer;
 pub mod local;
+pub mod reflector;
 pub mod remote;
 pub mod workqueue;
 
@@ -11,7 +12,9 @@ use crate::api::status::Result;
 use crate::registry::{DeleteOptions, ListOptions, PatchType};
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use std::borrow::Cow;
 
 pub use informer::{Informer, Informers};
 pub use local::Local;
@@ -61,6 +64,38 @@ impl Item {
     pub fn object(&self) -> Result<Object> {
         self.view()
     }
+    /// Decodes who the object is, borrowing from it.
+    pub fn identity(&self) -> Result<Identity<'_>> {
+        let tagged: Tagged = serde_json::from_slice(&self.0).map_err(crate::api::status::Status::internal)?;
+        Ok(tagged.metadata)
+    }
+}
+
+/// Who an object is, and at which revision.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Identity<'a> {
+    #[serde(borrow)]
+    pub namespace: Cow<'a, str>,
+    #[serde(borrow)]
+    pub name: Cow<'a, str>,
+    #[serde(borrow)]
+    pub uid: Cow<'a, str>,
+    #[serde(borrow)]
+    pub resource_version: Cow<'a, str>,
+}
+
+impl Identity<'_> {
+    /// `namespace/name`; `/name` for cluster-scoped objects.
+    pub fn key(&self) -> String {
+        format!("{}/{}", self.namespace, self.name)
+    }
+}
+
+#[derive(Deserialize)]
+struct Tagged<'a> {
+    #[serde(borrow)]
+    metadata: Identity<'a>,
 }
 
 /// A list and the revision to watch from.

@@ -1,69 +1,63 @@
 //! Views of the metadata and conditions every kind has.
 
-use serde::{Deserialize, Serialize};
+use super::views;
 use std::collections::BTreeMap;
 
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct Meta {
-    pub name: String,
-    pub namespace: String,
-    pub uid: String,
-    pub resource_version: String,
-    pub generation: i64,
-    pub creation_timestamp: String,
-    pub deletion_timestamp: Option<String>,
-    pub deletion_grace_period_seconds: Option<i64>,
-    pub labels: BTreeMap<String, String>,
-    pub annotations: BTreeMap<String, String>,
-    pub finalizers: Vec<String>,
-    pub owner_references: Vec<OwnerReference>,
+views! {
+    Meta {
+        name: String,
+        generate_name: String,
+        namespace: String,
+        uid: String,
+        resource_version: String,
+        generation: i64,
+        creation_timestamp: String,
+        deletion_timestamp: Option<String>,
+        deletion_grace_period_seconds: Option<i64>,
+        labels: BTreeMap<String, String>,
+        annotations: BTreeMap<String, String>,
+        finalizers: Vec<String>,
+        owner_references: Vec<OwnerReference>,
+    }
+
+    OwnerReference {
+        api_version: String,
+        kind: String,
+        name: String,
+        uid: String,
+        controller: Option<bool>,
+        block_owner_deletion: Option<bool>,
+    }
+
+    LabelSelector { match_labels: BTreeMap<String, String>, match_expressions: Vec<Requirement>, }
+
+    Requirement { key: String, operator: String, values: Vec<String>, }
+
+    Condition {
+        r#type: String,
+        status: String,
+        reason: String,
+        message: String,
+        last_transition_time: Option<String>,
+        last_probe_time: Option<String>,
+        last_update_time: Option<String>,
+        observed_generation: Option<i64>,
+    }
+
+    /// A view of any object.
+    Any { api_version: String, kind: String, metadata: Meta, }
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct OwnerReference {
-    pub api_version: String,
-    pub kind: String,
-    pub name: String,
-    pub uid: String,
-    pub controller: Option<bool>,
-    pub block_owner_deletion: Option<bool>,
-}
-
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct LabelSelector {
-    pub match_labels: BTreeMap<String, String>,
-    pub match_expressions: Vec<Requirement>,
-}
-
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct Requirement {
-    pub key: String,
-    pub operator: String,
-    pub values: Vec<String>,
-}
-
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct Condition {
-    pub r#type: String,
-    pub status: String,
-    pub reason: String,
-    pub message: String,
-    pub last_transition_time: Option<String>,
-    pub last_probe_time: Option<String>,
-    pub last_update_time: Option<String>,
-    pub observed_generation: Option<i64>,
-}
-
-/// A view of any object.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct Any {
-    pub api_version: String,
-    pub kind: String,
-    pub metadata: Meta,
+impl Meta {
+    /// The owner reference with `controller: true`.
+    pub fn controller(&self) -> Option<&OwnerReference> {
+        self.owner_references.iter().find(|owner| owner.controller == Some(true))
+    }
+    /// `namespace/name`; `/name` for cluster-scoped objects.
+    pub fn key(&self) -> String {
+        format!("{}/{}", self.namespace, self.name)
+    }
+    pub fn is_deleting(&self) -> bool {
+        self.deletion_timestamp.is_some()
+    }
 }

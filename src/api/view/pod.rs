@@ -1,30 +1,9 @@
 //! The Pod as the scheduler, the controllers and the kubelet read it (core/v1).
 
 use super::meta::{Condition, LabelSelector, Meta};
-use serde::{Deserialize, Serialize};
+use super::views;
 use serde_json::Value;
 use std::collections::BTreeMap;
-
-/// Declares views: every field optional in the JSON, camelCase, unknown fields skipped.
-macro_rules! views {
-    ($($(#[$doc:meta])* $name:ident { $($(#[$attr:meta])* $field:ident: $type:ty,)* })*) => {
-        $(
-            $(#[$doc])*
-            #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-            #[serde(rename_all = "camelCase", default)]
-            pub struct $name { $($(#[$attr])* #[serde(deserialize_with = "super::pod::null_as_default")] pub $field: $type,)* }
-        )*
-    };
-}
-
-/// `null` and absent read the same.
-pub fn null_as_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
-where
-    D: serde::Deserializer<'de>,
-    T: Default + Deserialize<'de>,
-{
-    Ok(Option::<T>::deserialize(deserializer)?.unwrap_or_default())
-}
 
 views! {
     Pod { metadata: Meta, spec: PodSpec, status: PodStatus, }
