@@ -1,1 +1,0 @@
-//! Certificates, keys and tokens of the cluster's own CA.
