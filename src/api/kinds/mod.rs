@@ -1,11 +1,36 @@
 //! THE TABLE: one row per kind. Discovery, routes, printing, storage and validation derive from it.
 //! Built-in rows are static, CRD rows are made at run time; handlers cannot tell them apart.
 
+mod admissionregistration;
+mod apiextensions;
+mod apiregistration;
+mod apps;
+mod authentication;
+mod authorization;
+mod autoscaling;
+mod batch;
+mod certificates;
+mod coordination;
+mod core;
+mod discovery;
+mod events;
+mod flowcontrol;
+mod networking;
+mod node;
+mod policy;
+mod print;
+mod rbac;
+mod resource;
+mod row;
+mod scheduling;
+mod storage;
+
 use crate::api::object::Object;
 use crate::api::status::FieldError;
 use jiff::Timestamp;
 use serde_json::Value;
 use std::borrow::Cow;
+use std::cmp::Ordering;
 use std::ops::Deref;
 use std::sync::Arc;
 
@@ -112,7 +137,7 @@ impl Clone for SelectableField {
     }
 }
 
-/// Between the version of a row and the stored version.
+/// Between the version of a row and the stored version; both set `apiVersion`.
 pub trait Convert: Sync {
     fn to_storage(&self, object: &mut Object);
     fn from_storage(&self, object: &mut Object);
@@ -208,39 +233,151 @@ impl Kind {
     }
 }
 
-/// Every row that is served now.
+/// Every row that is served now. Cheap to clone; all clones see the same rows.
 #[derive(Clone)]
 pub struct Kinds {
-    rows: Arc<arc_swap::ArcSwap<Vec<KindRef>>>,
+    table: Arc<arc_swap::ArcSwap<Table>>,
+}
+
+/// The rows in discovery order, and their places in two sorted orders.
+struct Table {
+    rows: Arc<Vec<KindRef>>,
+    by_resource: Vec<u16>,
+    by_kind: Vec<u16>,
 }
 
 impl Default for Kinds {
     fn default() -> Self {
         let rows = builtin().iter().copied().map(KindRef::Static).collect();
-        Self { rows: Arc::new(arc_swap::ArcSwap::from_pointee(rows)) }
+        Self { table: Arc::new(arc_swap::ArcSwap::from_pointee(Table::new(rows))) }
     }
 }
 
 impl Kinds {
     pub fn all(&self) -> Arc<Vec<KindRef>> {
-        self.rows.load_full()
+        self.table.load().rows.clone()
     }
 
     /// By group, version and plural resource name.
     pub fn resource(&self, group: &str, version: &str, plural: &str) -> Option<KindRef> {
-        let found = |row: &&KindRef| row.group == group && row.version == version && row.plural == plural;
-        self.rows.load().iter().find(found).cloned()
+        let table = self.table.load();
+        table.find(&table.by_resource, |row| resource_key(row).cmp(&(group, version, plural)))
     }
 
     /// By `apiVersion` and `kind`.
     pub fn kind(&self, api_version: &str, kind: &str) -> Option<KindRef> {
         let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
-        let found = |row: &&KindRef| row.group == group && row.version == version && row.kind == kind;
-        self.rows.load().iter().find(found).cloned()
+        let table = self.table.load();
+        table.find(&table.by_kind, |row| kind_key(row).cmp(&(group, version, kind)))
+    }
+
+    /// Serves the built-in rows and these from now on.
+    pub fn replace_custom(&self, custom: Vec<Arc<Kind>>) {
+        let builtin = builtin().iter().copied().map(KindRef::Static);
+        let rows = builtin.chain(custom.into_iter().map(KindRef::Shared)).collect();
+        self.table.store(Arc::new(Table::new(rows)));
     }
 }
 
-/// The built-in rows, in discovery order.
-pub fn builtin() -> &'static [&'static Kind] {
-    &[]
+impl Table {
+    fn new(rows: Vec<KindRef>) -> Self {
+        let mut by_resource: Vec<u16> = (0..u16::try_from(rows.len()).expect("fewer than 65,536 kinds")).collect();
+        let mut by_kind = by_resource.clone();
+        let row = |place: u16| &*rows[usize::from(place)];
+        by_resource.sort_by(|a, b| resource_key(row(*a)).cmp(&resource_key(row(*b))));
+        by_kind.sort_by(|a, b| kind_key(row(*a)).cmp(&kind_key(row(*b))));
+        Self { rows: Arc::new(rows), by_resource, by_kind }
+    }
+
+    fn find(&self, order: &[u16], compare: impl Fn(&Kind) -> Ordering) -> Option<KindRef> {
+        let place = order.binary_search_by(|row| compare(&self.rows[usize::from(*row)])).ok()?;
+        Some(self.rows[usize::from(order[place])].clone())
+    }
 }
+
+fn resource_key(row: &Kind) -> (&str, &str, &str) {
+    (&row.group, &row.version, &row.plural)
+}
+
+fn kind_key(row: &Kind) -> (&str, &str, &str) {
+    (&row.group, &row.version, &row.kind)
+}
+
+/// The built-in rows, in discovery order: a group's preferred version first.
+pub fn builtin() -> &'static [&'static Kind] {
+    ROWS
+}
+
+static ROWS: &[&Kind] = &[
+    &core::BINDING,
+    &core::COMPONENT_STATUS,
+    &core::CONFIG_MAP,
+    &core::ENDPOINTS,
+    &core::EVENT,
+    &core::LIMIT_RANGE,
+    &core::NAMESPACE,
+    &core::NODE,
+    &core::PERSISTENT_VOLUME_CLAIM,
+    &core::PERSISTENT_VOLUME,
+    &core::POD,
+    &core::POD_TEMPLATE,
+    &core::REPLICATION_CONTROLLER,
+    &core::RESOURCE_QUOTA,
+    &core::SECRET,
+    &core::SERVICE_ACCOUNT,
+    &core::SERVICE,
+    &apiregistration::API_SERVICE,
+    &apps::CONTROLLER_REVISION,
+    &apps::DAEMON_SET,
+    &apps::DEPLOYMENT,
+    &apps::REPLICA_SET,
+    &apps::STATEFUL_SET,
+    &events::EVENT,
+    &authentication::SELF_SUBJECT_REVIEW,
+    &authentication::TOKEN_REVIEW,
+    &authorization::LOCAL_SUBJECT_ACCESS_REVIEW,
+    &authorization::SELF_SUBJECT_ACCESS_REVIEW,
+    &authorization::SELF_SUBJECT_RULES_REVIEW,
+    &authorization::SUBJECT_ACCESS_REVIEW,
+    &autoscaling::HORIZONTAL_POD_AUTOSCALER,
+    &autoscaling::HORIZONTAL_POD_AUTOSCALER_V1,
+    &batch::CRON_JOB,
+    &batch::JOB,
+    &certificates::CERTIFICATE_SIGNING_REQUEST,
+    &networking::INGRESS_CLASS,
+    &networking::INGRESS,
+    &networking::IP_ADDRESS,
+    &networking::NETWORK_POLICY,
+    &networking::SERVICE_CIDR,
+    &policy::POD_DISRUPTION_BUDGET,
+    &rbac::CLUSTER_ROLE_BINDING,
+    &rbac::CLUSTER_ROLE,
+    &rbac::ROLE_BINDING,
+    &rbac::ROLE,
+    &storage::CSI_DRIVER,
+    &storage::CSI_NODE,
+    &storage::CSI_STORAGE_CAPACITY,
+    &storage::STORAGE_CLASS,
+    &storage::VOLUME_ATTACHMENT,
+    &storage::VOLUME_ATTRIBUTES_CLASS,
+    &admissionregistration::MUTATING_ADMISSION_POLICY,
+    &admissionregistration::MUTATING_ADMISSION_POLICY_BINDING,
+    &admissionregistration::MUTATING_WEBHOOK_CONFIGURATION,
+    &admissionregistration::VALIDATING_ADMISSION_POLICY,
+    &admissionregistration::VALIDATING_ADMISSION_POLICY_BINDING,
+    &admissionregistration::VALIDATING_WEBHOOK_CONFIGURATION,
+    &apiextensions::CUSTOM_RESOURCE_DEFINITION,
+    &scheduling::PRIORITY_CLASS,
+    &coordination::LEASE,
+    &node::RUNTIME_CLASS,
+    &discovery::ENDPOINT_SLICE,
+    &resource::DEVICE_CLASS,
+    &resource::RESOURCE_CLAIM,
+    &resource::RESOURCE_CLAIM_TEMPLATE,
+    &resource::RESOURCE_SLICE,
+    &flowcontrol::FLOW_SCHEMA,
+    &flowcontrol::PRIORITY_LEVEL_CONFIGURATION,
+];
+
+#[cfg(test)]
+mod tests;

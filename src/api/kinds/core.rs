@@ -1,0 +1,189 @@
+//! Rows of the core group, v1.
+
+use super::row::{
+    ALL, CREATE, CREATE_GET, GET, GET_LIST, GET_PATCH_UPDATE, PROXY, Row, UPDATE, fields, names, subresources, texts,
+};
+use super::{CacheLevel, DurabilityClass, Kind, NameRule, SelectableField, Text};
+
+macro_rules! kind {
+    ($($name:literal)*) => {
+        names!("" "v1" "io.k8s.api.core.v1", $($name)*)
+    };
+}
+
+pub(super) static BINDING: Kind = Row::answered(kind!("Binding" "bindings" "binding"), true).build();
+
+pub(super) static COMPONENT_STATUS: Kind = Row {
+    short_names: texts!["cs"],
+    verbs: GET_LIST,
+    cache: CacheLevel::None,
+    ..Row::cluster(kind!("ComponentStatus" "componentstatuses" "componentstatus"))
+}
+.build();
+
+pub(super) static CONFIG_MAP: Kind = Row {
+    short_names: texts!["cm"],
+    cache: CacheLevel::Index,
+    ..Row::namespaced(kind!("ConfigMap" "configmaps" "configmap"))
+}
+.build();
+
+pub(super) static ENDPOINTS: Kind = Row {
+    short_names: texts!["ep"],
+    create_on_update: true,
+    ..Row::namespaced(kind!("Endpoints" "endpoints" "endpoints"))
+}
+.build();
+
+pub(super) static EVENT: Kind = Row {
+    short_names: texts!["ev"],
+    durability: DurabilityClass::Lazy,
+    create_on_update: true,
+    fields: EVENT_FIELDS,
+    ..Row::namespaced(kind!("Event" "events" "event"))
+}
+.build();
+
+pub(super) static LIMIT_RANGE: Kind = Row {
+    short_names: texts!["limits"],
+    create_on_update: true,
+    ..Row::namespaced(kind!("LimitRange" "limitranges" "limitrange"))
+}
+.build();
+
+pub(super) static NAMESPACE: Kind = Row {
+    short_names: texts!["ns"],
+    verbs: NAMESPACE_VERBS,
+    name_rule: NameRule::Label,
+    subresources: subresources![
+        "finalize" "Namespace" UPDATE;
+        "status" "Namespace" GET_PATCH_UPDATE;
+    ],
+    fields: fields!["status.phase" text ["status" "phase"];],
+    ..Row::cluster(kind!("Namespace" "namespaces" "namespace"))
+}
+.build();
+
+pub(super) static NODE: Kind = Row {
+    short_names: texts!["no"],
+    subresources: subresources![
+        "proxy" "NodeProxyOptions" PROXY;
+        "status" "Node" GET_PATCH_UPDATE;
+    ],
+    fields: fields!["spec.unschedulable" flag ["spec" "unschedulable"];],
+    ..Row::cluster(kind!("Node" "nodes" "node"))
+}
+.build();
+
+pub(super) static PERSISTENT_VOLUME_CLAIM: Kind = Row {
+    short_names: texts!["pvc"],
+    subresources: subresources!["status" "PersistentVolumeClaim" GET_PATCH_UPDATE;],
+    ..Row::namespaced(kind!("PersistentVolumeClaim" "persistentvolumeclaims" "persistentvolumeclaim"))
+}
+.build();
+
+pub(super) static PERSISTENT_VOLUME: Kind = Row {
+    short_names: texts!["pv"],
+    subresources: subresources!["status" "PersistentVolume" GET_PATCH_UPDATE;],
+    ..Row::cluster(kind!("PersistentVolume" "persistentvolumes" "persistentvolume"))
+}
+.build();
+
+pub(super) static POD: Kind = Row {
+    short_names: texts!["po"],
+    categories: ALL,
+    subresources: subresources![
+        "attach" "PodAttachOptions" CREATE_GET;
+        "binding" "Binding" CREATE;
+        "ephemeralcontainers" "Pod" GET_PATCH_UPDATE;
+        "eviction" "Eviction" ["policy" "v1"] CREATE;
+        "exec" "PodExecOptions" CREATE_GET;
+        "log" "Pod" GET;
+        "portforward" "PodPortForwardOptions" CREATE_GET;
+        "proxy" "PodProxyOptions" PROXY;
+        "resize" "Pod" GET_PATCH_UPDATE;
+        "status" "Pod" GET_PATCH_UPDATE;
+    ],
+    fields: fields![
+        "spec.nodeName" text ["spec" "nodeName"];
+        "spec.restartPolicy" text ["spec" "restartPolicy"];
+        "spec.schedulerName" text ["spec" "schedulerName"];
+        "spec.serviceAccountName" text ["spec" "serviceAccountName"];
+        "spec.hostNetwork" flag ["spec" "hostNetwork"];
+        "status.phase" text ["status" "phase"];
+        "status.podIP" text ["status" "podIP"];
+        "status.nominatedNodeName" text ["status" "nominatedNodeName"];
+    ],
+    ..Row::namespaced(kind!("Pod" "pods" "pod"))
+}
+.build();
+
+pub(super) static POD_TEMPLATE: Kind =
+    Row { cache: CacheLevel::Index, ..Row::namespaced(kind!("PodTemplate" "podtemplates" "podtemplate")) }.build();
+
+pub(super) static REPLICATION_CONTROLLER: Kind = Row {
+    short_names: texts!["rc"],
+    categories: ALL,
+    subresources: subresources![
+        "scale" "Scale" ["autoscaling" "v1"] GET_PATCH_UPDATE;
+        "status" "ReplicationController" GET_PATCH_UPDATE;
+    ],
+    fields: fields!["status.replicas" number ["status" "replicas"];],
+    ..Row::namespaced(kind!("ReplicationController" "replicationcontrollers" "replicationcontroller"))
+}
+.build();
+
+pub(super) static RESOURCE_QUOTA: Kind = Row {
+    short_names: texts!["quota"],
+    subresources: subresources!["status" "ResourceQuota" GET_PATCH_UPDATE;],
+    ..Row::namespaced(kind!("ResourceQuota" "resourcequotas" "resourcequota"))
+}
+.build();
+
+pub(super) static SECRET: Kind = Row {
+    cache: CacheLevel::Index,
+    fields: fields!["type" text ["type"];],
+    ..Row::namespaced(kind!("Secret" "secrets" "secret"))
+}
+.build();
+
+pub(super) static SERVICE_ACCOUNT: Kind = Row {
+    short_names: texts!["sa"],
+    subresources: subresources!["token" "TokenRequest" ["authentication.k8s.io" "v1"] CREATE;],
+    ..Row::namespaced(kind!("ServiceAccount" "serviceaccounts" "serviceaccount"))
+}
+.build();
+
+pub(super) static SERVICE: Kind = Row {
+    short_names: texts!["svc"],
+    categories: ALL,
+    name_rule: NameRule::Label1035,
+    subresources: subresources![
+        "proxy" "ServiceProxyOptions" PROXY;
+        "status" "Service" GET_PATCH_UPDATE;
+    ],
+    create_on_update: true,
+    fields: fields![
+        "spec.clusterIP" text ["spec" "clusterIP"];
+        "spec.type" text ["spec" "type"];
+    ],
+    ..Row::namespaced(kind!("Service" "services" "service"))
+}
+.build();
+
+/// Namespaces cannot be deleted as a collection.
+const NAMESPACE_VERBS: &[Text] = texts!["create" "delete" "get" "list" "patch" "update" "watch"];
+
+const EVENT_FIELDS: &[SelectableField] = fields![
+    "involvedObject.kind" text ["involvedObject" "kind"];
+    "involvedObject.namespace" text ["involvedObject" "namespace"];
+    "involvedObject.name" text ["involvedObject" "name"];
+    "involvedObject.uid" text ["involvedObject" "uid"];
+    "involvedObject.apiVersion" text ["involvedObject" "apiVersion"];
+    "involvedObject.resourceVersion" text ["involvedObject" "resourceVersion"];
+    "involvedObject.fieldPath" text ["involvedObject" "fieldPath"];
+    "reason" text ["reason"];
+    "reportingComponent" text ["reportingComponent"];
+    "source" text ["source" "component"];
+    "type" text ["type"];
+];

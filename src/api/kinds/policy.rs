@@ -1,0 +1,18 @@
+//! Rows of policy/v1.
+
+use super::Kind;
+use super::row::{GET_PATCH_UPDATE, Row, names, subresources, texts};
+
+macro_rules! kind {
+    ($($name:literal)*) => {
+        names!("policy" "v1" "io.k8s.api.policy.v1", $($name)*)
+    };
+}
+
+pub(super) static POD_DISRUPTION_BUDGET: Kind = Row {
+    short_names: texts!["pdb"],
+    subresources: subresources!["status" "PodDisruptionBudget" GET_PATCH_UPDATE;],
+    unconditional_update: false,
+    ..Row::namespaced(kind!("PodDisruptionBudget" "poddisruptionbudgets" "poddisruptionbudget"))
+}
+.build();

@@ -1,0 +1,55 @@
+use super::*;
+
+/// One line per resource and subresource, as `tests/data/discovery.txt` has them.
+fn discovery_lines(row: &Kind) -> Vec<String> {
+    let scope = if row.namespaced { "Namespaced" } else { "Cluster" };
+    let join = |texts: &[Text]| texts.iter().map(AsRef::as_ref).collect::<Vec<&str>>().join(" ");
+    let (verbs, short, categories) = (join(&row.verbs), join(&row.short_names), join(&row.categories));
+    let mut lines = vec![format!("{}|{}|{}|{scope}|{verbs}|{short}|{categories}|", row.plural, row.singular, row.kind)];
+    for sub in row.subresources.iter() {
+        let version = format!("{}/{}", sub.group, sub.version);
+        let version = version.trim_matches('/');
+        lines.push(format!("{}/{}||{}|{scope}|{}|||{version}", row.plural, sub.name, sub.kind, join(&sub.verbs)));
+    }
+    lines
+}
+
+#[test]
+fn discovery_equals_the_recorded_one() {
+    let mut ours = Vec::new();
+    for row in builtin() {
+        let heading = format!("# {}", row.api_version());
+        if !ours.contains(&heading) {
+            ours.push(heading);
+        }
+        ours.extend(discovery_lines(row));
+    }
+    let recorded = include_str!("../../../tests/data/discovery.txt");
+    let recorded: Vec<&str> = recorded.lines().filter(|line| !line.starts_with("##")).collect();
+    for (ours, recorded) in ours.iter().zip(&recorded) {
+        assert_eq!(ours, recorded);
+    }
+    assert_eq!(ours.len(), recorded.len());
+}
+
+#[test]
+fn a_row_is_found_by_resource_and_by_kind() {
+    let kinds = Kinds::default();
+    for row in builtin() {
+        let by_resource = kinds.resource(&row.group, &row.version, &row.plural).expect("served");
+        let by_kind = kinds.kind(&row.api_version(), &row.kind).expect("served");
+        assert_eq!((&by_resource.kind, &by_kind.plural), (&row.kind, &row.plural));
+    }
+    assert!(kinds.resource("", "v1", "deployments").is_none());
+    assert!(kinds.kind("apps/v1", "Pod").is_none());
+}
+
+#[test]
+fn versions_of_a_kind_share_a_store_prefix_only_when_one_converts() {
+    for (place, row) in builtin().iter().enumerate() {
+        let stores_itself = row.storage_version == row.api_version();
+        assert_eq!(stores_itself, row.convert.is_none(), "{} {}", row.api_version(), row.kind);
+        let mut others = builtin()[..place].iter().filter(|other| other.storage_prefix == row.storage_prefix);
+        assert!(others.all(|other| row.storage_version == other.storage_version), "{}", row.storage_prefix);
+    }
+}
