@@ -1,6 +1,7 @@
 //! REST verbs out. `Local` calls the registry in process, `Remote` speaks HTTPS; loops cannot tell.
 //! Informers and work queues live here; a loop meets other loops only through objects.
 
+pub mod events;
 pub mod informer;
 pub mod local;
 pub mod reflector;
@@ -16,6 +17,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use std::borrow::Cow;
 
+pub use events::{EventRecorder, ObjectRef};
 pub use informer::{Informer, Informers};
 pub use local::Local;
 pub use remote::Remote;

@@ -15,10 +15,12 @@ macro_rules! views {
         )*
     };
 }
-pub(crate) use views;
 
 pub mod meta;
+pub mod node;
 pub mod pod;
+pub mod service;
+pub mod workload;
 
 /// `null` and absent read the same.
 pub fn null_as_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>

@@ -1,7 +1,6 @@
 //! The Pod as the scheduler, the controllers and the kubelet read it (core/v1).
 
 use super::meta::{Condition, LabelSelector, Meta};
-use super::views;
 use serde_json::Value;
 use std::collections::BTreeMap;
 

@@ -1,0 +1,45 @@
+//! Deployments and ReplicaSets as their controllers read them (apps/v1).
+
+use super::meta::{Condition, LabelSelector, Meta};
+use serde_json::Value;
+
+views! {
+    Deployment { metadata: Meta, spec: DeploymentSpec, status: DeploymentStatus, }
+    DeploymentSpec {
+        replicas: Option<i64>,
+        selector: LabelSelector,
+        /// Copied whole into ReplicaSets.
+        template: Value,
+        strategy: DeploymentStrategy,
+        min_ready_seconds: i64,
+        revision_history_limit: Option<i64>,
+        paused: bool,
+        progress_deadline_seconds: Option<i64>,
+    }
+    DeploymentStrategy { r#type: String, rolling_update: Option<RollingUpdate>, }
+    /// Numbers or percentages, as written.
+    RollingUpdate { max_surge: Value, max_unavailable: Value, }
+    DeploymentStatus {
+        observed_generation: i64,
+        replicas: i64,
+        updated_replicas: i64,
+        ready_replicas: i64,
+        available_replicas: i64,
+        unavailable_replicas: i64,
+        terminating_replicas: Option<i64>,
+        collision_count: Option<i64>,
+        conditions: Vec<Condition>,
+    }
+
+    ReplicaSet { metadata: Meta, spec: ReplicaSetSpec, status: ReplicaSetStatus, }
+    ReplicaSetSpec { replicas: Option<i64>, selector: LabelSelector, template: Value, min_ready_seconds: i64, }
+    ReplicaSetStatus {
+        observed_generation: i64,
+        replicas: i64,
+        fully_labeled_replicas: i64,
+        ready_replicas: i64,
+        available_replicas: i64,
+        terminating_replicas: Option<i64>,
+        conditions: Vec<Condition>,
+    }
+}
