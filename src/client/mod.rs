@@ -3,7 +3,6 @@
 
 pub mod events;
 pub mod informer;
-pub mod kubeconfig;
 pub mod local;
 pub mod reflector;
 pub mod remote;

@@ -1,1 +1,11 @@
-//! The node agent: one worker per pod observes, plans and applies.
+//! Makes the pods bound to this node run, one worker per pod: observe, plan (pure), apply.
+//! Talks to the API through the client alone and to the machine through the runtime alone.
+
+mod condition;
+mod memory;
+mod plan;
+mod resources;
+mod status;
+
+/// Opens every container id in a pod's status.
+pub const CONTAINER_ID_SCHEME: &str = "edgelet://";

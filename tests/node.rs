@@ -1,4 +1,0 @@
-//! Tests against the real kernel. They need root; each makes what it needs and leaves nothing.
-
-#[path = "node/network.rs"]
-mod network;
