@@ -3,6 +3,7 @@
 
 pub mod events;
 pub mod informer;
+pub mod kubeconfig;
 pub mod local;
 pub mod reflector;
 pub mod remote;

@@ -1,71 +1,373 @@
 //! REST verbs over HTTPS, with a kubeconfig's or a node's credentials.
+//! Answers are bytes of JSON; a watch is one line per event.
 
+use super::kubeconfig::Access;
 use super::{Item, Items, Resource, WatchEvent};
-use crate::api::object::Object;
-use crate::api::status::Result;
-use crate::registry::{DeleteOptions, ListOptions, PatchType};
-use futures_util::stream::BoxStream;
+use crate::api::object::{Object, ObjectExt};
+use crate::api::status::{Result, Status};
+use crate::registry::{DeleteOptions, ListOptions, PatchType, Propagation};
+use bytes::{Bytes, BytesMut};
+use futures_util::stream::{self, BoxStream, StreamExt};
+use reqwest::header::{ACCEPT, CONTENT_TYPE};
+use reqwest::{Method, RequestBuilder, Response, StatusCode};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use serde_json::json;
+use std::sync::Arc;
+use std::time::Duration;
 
-/// Speaks to an API server.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
+/// One line of a watch; larger ones end it.
+const LINE_LIMIT_BYTES: usize = 8 << 20;
+
+/// Speaks to an API server. Cheap to clone.
 #[derive(Clone)]
-pub struct Remote {}
+pub struct Remote {
+    http: reqwest::Client,
+    access: Arc<Access>,
+    tls: Arc<rustls::ClientConfig>,
+}
 
 impl Remote {
-    pub async fn get(&self, _resource: Resource, _namespace: &str, _name: &str) -> Result<Item> {
-        unimplemented!()
+    /// Makes a client; nothing is sent yet. `resolve` finds addresses of names.
+    pub fn new(access: Access, resolve: Arc<dyn reqwest::dns::Resolve>) -> Result<Self> {
+        let tls = client_config(&access)?;
+        let http = reqwest::Client::builder()
+            .user_agent(concat!("edgelet/", env!("CARGO_PKG_VERSION")))
+            .tls_backend_preconfigured(tls.clone())
+            .dns_resolver(resolve)
+            .connect_timeout(Duration::from_secs(10))
+            .pool_idle_timeout(Duration::from_secs(90))
+            .build()
+            .map_err(Status::internal)?;
+        Ok(Self { http, access: Arc::new(access), tls: Arc::new(tls) })
     }
-    pub async fn list(&self, _resource: Resource, _namespace: &str, _options: &ListOptions) -> Result<Items> {
-        unimplemented!()
+
+    pub fn access(&self) -> &Access {
+        &self.access
     }
+
+    /// For streams that reqwest cannot carry (WebSocket).
+    pub fn tls(&self) -> Arc<rustls::ClientConfig> {
+        self.tls.clone()
+    }
+
+    /// Any path, for what is no resource (`/version`, `/edgelet/v1/…`).
+    pub async fn raw(&self, method: Method, path: &str, body: Option<Object>) -> Result<Bytes> {
+        let mut request = self.request(method, path);
+        if let Some(body) = body {
+            request = request.header(CONTENT_TYPE, "application/json").body(body.to_string());
+        }
+        answer(request.timeout(REQUEST_TIMEOUT)).await
+    }
+
+    /// A response whose body goes on (logs).
+    pub async fn stream(&self, path: &str) -> Result<Response> {
+        checked(self.request(Method::GET, path).send().await.map_err(unreachable_server)?).await
+    }
+
+    fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        let request = self.http.request(method, format!("{}{path}", self.access.server));
+        let request = request.header(ACCEPT, "application/json");
+        if self.access.token.is_empty() { request } else { request.bearer_auth(&self.access.token) }
+    }
+
+    pub async fn get(&self, resource: Resource, namespace: &str, name: &str) -> Result<Item> {
+        let path = path(resource, namespace, name, "");
+        Ok(Item(answer(self.request(Method::GET, &path).timeout(REQUEST_TIMEOUT)).await?))
+    }
+
+    pub async fn list(&self, resource: Resource, namespace: &str, options: &ListOptions) -> Result<Items> {
+        let path = format!("{}{}", path(resource, namespace, "", ""), query(options, false));
+        let body = answer(self.request(Method::GET, &path).timeout(REQUEST_TIMEOUT)).await?;
+        items(&body)
+    }
+
     pub async fn watch(
         &self,
-        _resource: Resource,
-        _namespace: &str,
-        _options: &ListOptions,
+        resource: Resource,
+        namespace: &str,
+        options: &ListOptions,
     ) -> Result<BoxStream<'static, Result<WatchEvent>>> {
-        unimplemented!()
+        let path = format!("{}{}", path(resource, namespace, "", ""), query(options, true));
+        let response = self.stream(&path).await?;
+        Ok(lines(response).map(|line| event(&line?)).boxed())
     }
-    pub async fn create(&self, _resource: Resource, _namespace: &str, _object: Object) -> Result<Item> {
-        unimplemented!()
+
+    pub async fn create(&self, resource: Resource, namespace: &str, object: Object) -> Result<Item> {
+        self.send(Method::POST, &path(resource, namespace, "", ""), "application/json", &object).await
     }
+
     pub async fn update(
         &self,
-        _resource: Resource,
-        _namespace: &str,
-        _name: &str,
-        _subresource: &str,
-        _object: Object,
+        resource: Resource,
+        namespace: &str,
+        name: &str,
+        subresource: &str,
+        object: Object,
     ) -> Result<Item> {
-        unimplemented!()
+        self.send(Method::PUT, &path(resource, namespace, name, subresource), "application/json", &object).await
     }
+
     pub async fn patch(
         &self,
-        _resource: Resource,
-        _namespace: &str,
-        _name: &str,
-        _subresource: &str,
-        _kind: PatchType,
-        _patch: Object,
+        resource: Resource,
+        namespace: &str,
+        name: &str,
+        subresource: &str,
+        kind: PatchType,
+        patch: Object,
     ) -> Result<Item> {
-        unimplemented!()
+        let mut path = path(resource, namespace, name, subresource);
+        let media_type = match kind {
+            PatchType::Json => "application/json-patch+json",
+            PatchType::Merge => "application/merge-patch+json",
+            PatchType::Strategic => "application/strategic-merge-patch+json",
+            PatchType::Apply { force } => {
+                path = format!("{path}?fieldManager=edgelet&force={force}");
+                "application/apply-patch+yaml"
+            }
+        };
+        self.send(Method::PATCH, &path, media_type, &patch).await
     }
-    pub async fn delete(
-        &self,
-        _resource: Resource,
-        _namespace: &str,
-        _name: &str,
-        _options: &DeleteOptions,
-    ) -> Result<()> {
-        unimplemented!()
+
+    pub async fn delete(&self, resource: Resource, namespace: &str, name: &str, options: &DeleteOptions) -> Result<()> {
+        let body = delete_body(options);
+        self.send(Method::DELETE, &path(resource, namespace, name, ""), "application/json", &body).await.map(|_| ())
     }
+
     pub async fn create_subresource(
         &self,
-        _resource: Resource,
-        _namespace: &str,
-        _name: &str,
-        _subresource: &str,
-        _object: Object,
+        resource: Resource,
+        namespace: &str,
+        name: &str,
+        subresource: &str,
+        object: Object,
     ) -> Result<Item> {
-        unimplemented!()
+        self.send(Method::POST, &path(resource, namespace, name, subresource), "application/json", &object).await
+    }
+
+    async fn send(&self, method: Method, path: &str, media_type: &str, body: &Object) -> Result<Item> {
+        let request = self.request(method, path).header(CONTENT_TYPE, media_type).body(body.to_string());
+        Ok(Item(answer(request.timeout(REQUEST_TIMEOUT)).await?))
+    }
+}
+
+/// The REST path of a collection, an object or a subresource.
+pub fn path(resource: Resource, namespace: &str, name: &str, subresource: &str) -> String {
+    let mut path = if resource.group.is_empty() {
+        format!("/api/{}", resource.version)
+    } else {
+        format!("/apis/{}/{}", resource.group, resource.version)
+    };
+    if !namespace.is_empty() {
+        path = format!("{path}/namespaces/{namespace}");
+    }
+    for part in [resource.plural, name, subresource] {
+        if !part.is_empty() {
+            path = format!("{path}/{part}");
+        }
+    }
+    path
+}
+
+fn query(options: &ListOptions, watch: bool) -> String {
+    let mut pairs: Vec<(&str, String)> = vec![
+        ("labelSelector", options.label_selector.clone()),
+        ("fieldSelector", options.field_selector.clone()),
+        ("continue", options.continue_token.clone()),
+        ("resourceVersion", options.resource_version.clone()),
+        ("resourceVersionMatch", options.resource_version_match.clone()),
+    ];
+    pairs.retain(|(_, value)| !value.is_empty());
+    if options.limit > 0 {
+        pairs.push(("limit", options.limit.to_string()));
+    }
+    if watch {
+        pairs.push(("watch", "true".into()));
+        pairs.push(("allowWatchBookmarks", options.allow_bookmarks.to_string()));
+        if let Some(initial) = options.send_initial_events {
+            pairs.push(("sendInitialEvents", initial.to_string()));
+        }
+    }
+    if let Some(timeout_s) = options.timeout_s {
+        pairs.push(("timeoutSeconds", timeout_s.to_string()));
+    }
+    let pairs: Vec<String> = pairs.iter().map(|(key, value)| format!("{key}={}", encoded(value))).collect();
+    if pairs.is_empty() { String::new() } else { format!("?{}", pairs.join("&")) }
+}
+
+/// A query value.
+pub fn encoded(text: &str) -> impl std::fmt::Display + '_ {
+    percent_encoding::utf8_percent_encode(text, percent_encoding::NON_ALPHANUMERIC)
+}
+
+fn delete_body(options: &DeleteOptions) -> Object {
+    let mut body = json!({"kind": "DeleteOptions", "apiVersion": "v1"});
+    if let Some(grace_s) = options.grace_s {
+        body["gracePeriodSeconds"] = json!(grace_s);
+    }
+    if let Some(propagation) = options.propagation {
+        body["propagationPolicy"] = json!(match propagation {
+            Propagation::Orphan => "Orphan",
+            Propagation::Background => "Background",
+            Propagation::Foreground => "Foreground",
+        });
+    }
+    if let Some(uid) = &options.uid {
+        body.set(&["preconditions", "uid"], json!(uid));
+    }
+    if let Some(resource_version) = &options.resource_version {
+        body.set(&["preconditions", "resourceVersion"], json!(resource_version));
+    }
+    body
+}
+
+async fn answer(request: RequestBuilder) -> Result<Bytes> {
+    let response = checked(request.send().await.map_err(unreachable_server)?).await?;
+    response.bytes().await.map_err(unreachable_server)
+}
+
+/// A response that is no error; an error's body is a `Status` as a rule.
+async fn checked(response: Response) -> Result<Response> {
+    let code = response.status();
+    if code.is_success() || code == StatusCode::SWITCHING_PROTOCOLS {
+        return Ok(response);
+    }
+    let body = response.bytes().await.unwrap_or_default();
+    match serde_json::from_slice::<Status>(&body) {
+        Ok(status) => Err(status),
+        Err(_) => Err(Status::new(code.as_u16(), "Unknown", String::from_utf8_lossy(&body).trim().to_owned())),
+    }
+}
+
+fn unreachable_server(error: reqwest::Error) -> Status {
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(&error);
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    if error.is_timeout() { Status::timeout(text) } else { Status::unavailable(text) }
+}
+
+/// The items of a list body; each is cut out of it as its own bytes.
+fn items(body: &Bytes) -> Result<Items> {
+    #[derive(serde::Deserialize)]
+    struct Body<'a> {
+        #[serde(default)]
+        metadata: ListMeta,
+        #[serde(default, borrow)]
+        items: Vec<&'a serde_json::value::RawValue>,
+    }
+    #[derive(serde::Deserialize, Default)]
+    #[serde(rename_all = "camelCase", default)]
+    struct ListMeta {
+        resource_version: String,
+        r#continue: String,
+    }
+    let parsed: Body = serde_json::from_slice(body).map_err(Status::internal)?;
+    let items = parsed.items.iter().map(|raw| Item(body.slice_ref(raw.get().as_bytes()))).collect();
+    Ok(Items { items, resource_version: parsed.metadata.resource_version, continue_token: parsed.metadata.r#continue })
+}
+
+/// The lines of a body that goes on.
+fn lines(response: Response) -> BoxStream<'static, Result<Bytes>> {
+    let state = (response, BytesMut::new());
+    stream::try_unfold(state, |(mut response, mut buffer)| async move {
+        loop {
+            if let Some(end) = buffer.iter().position(|byte| *byte == b'\n') {
+                let line = buffer.split_to(end + 1).freeze();
+                return Ok(Some((line, (response, buffer))));
+            }
+            if buffer.len() > LINE_LIMIT_BYTES {
+                return Err(Status::internal("a watch event is too large"));
+            }
+            match response.chunk().await.map_err(unreachable_server)? {
+                Some(chunk) => buffer.extend_from_slice(&chunk),
+                None => return Ok(None),
+            }
+        }
+    })
+    .boxed()
+}
+
+fn event(line: &Bytes) -> Result<WatchEvent> {
+    #[derive(serde::Deserialize)]
+    struct Line<'a> {
+        r#type: String,
+        #[serde(borrow)]
+        object: &'a serde_json::value::RawValue,
+    }
+    let parsed: Line = serde_json::from_slice(line).map_err(Status::internal)?;
+    let object = line.slice_ref(parsed.object.get().as_bytes());
+    match parsed.r#type.as_str() {
+        "ADDED" => Ok(WatchEvent::Added(Item(object))),
+        "MODIFIED" => Ok(WatchEvent::Modified(Item(object))),
+        "DELETED" => Ok(WatchEvent::Deleted(Item(object))),
+        "BOOKMARK" => {
+            let object: Object = serde_json::from_slice(&object).map_err(Status::internal)?;
+            let end = object.annotation("k8s.io/initial-events-end") == Some("true");
+            Ok(WatchEvent::Bookmark { resource_version: object.resource_version().to_owned(), initial_events_end: end })
+        }
+        _ => Err(serde_json::from_slice(&object).unwrap_or_else(Status::internal)),
+    }
+}
+
+/// TLS as this access asks for it.
+fn client_config(access: &Access) -> Result<rustls::ClientConfig> {
+    let fail = |error: &dyn std::fmt::Display| Status::bad_request(format!("client credentials: {error}"));
+    let mut roots = rustls::RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(&access.ca_pem) {
+        let certificate = certificate.map_err(|error| fail(&error))?;
+        roots.add(certificate).map_err(|error| fail(&error))?;
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|error| fail(&error))?
+        .with_root_certificates(roots);
+    if access.client_key_pem.is_empty() {
+        return Ok(builder.with_no_client_auth());
+    }
+    let chain = CertificateDer::pem_slice_iter(&access.client_certificate_pem)
+        .collect::<std::result::Result<Vec<_>, _>>()
+        .map_err(|error| fail(&error))?;
+    let key = PrivateKeyDer::from_pem_slice(&access.client_key_pem).map_err(|error| fail(&error))?;
+    builder.with_client_auth_cert(chain, key).map_err(|error| fail(&error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::client::{DEPLOYMENTS, NODES, PODS};
+
+    #[test]
+    fn paths_name_group_namespace_and_subresource() {
+        assert_eq!(path(PODS, "a", "b", "log"), "/api/v1/namespaces/a/pods/b/log");
+        assert_eq!(path(NODES, "", "n", "status"), "/api/v1/nodes/n/status");
+        assert_eq!(path(DEPLOYMENTS, "", "", ""), "/apis/apps/v1/deployments");
+    }
+
+    #[test]
+    fn list_items_share_the_body_s_bytes() {
+        let body =
+            Bytes::from_static(br#"{"kind":"PodList","metadata":{"resourceVersion":"7"},"items":[{"a":1},{"b":2}]}"#);
+        let found = items(&body).unwrap();
+        assert_eq!(found.resource_version, "7");
+        assert_eq!(found.items[1].0, Bytes::from_static(br#"{"b":2}"#));
+        assert!(std::ptr::eq(found.items[0].0.as_ptr(), &body[found_at(&body, b"{\"a\"")]));
+    }
+
+    fn found_at(body: &[u8], what: &[u8]) -> usize {
+        body.windows(what.len()).position(|window| window == what).unwrap()
+    }
+
+    #[test]
+    fn an_error_event_ends_the_watch_with_its_status() {
+        let line = Bytes::from_static(
+            br#"{"type":"ERROR","object":{"kind":"Status","code":410,"reason":"Expired","message":"too old"}}"#,
+        );
+        assert!(event(&line).unwrap_err().is_expired());
     }
 }

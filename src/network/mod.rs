@@ -1,8 +1,20 @@
 //! Links, addresses, routes and nftables of one node, by netlink. No `ip`, `nft` or `iptables` is called.
 //! Idempotent: "already so" is success, and whatever a crash left behind is found and used or removed.
 
-use std::net::IpAddr;
-use std::path::PathBuf;
+pub mod ipam;
+mod netlink;
+pub mod plan;
+
+use crate::sys::netns;
+use ipam::{Ipam, Remembered};
+use netlink::Netlink;
+use plan::Layout;
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 /// What a node's pod network is made of.
 #[derive(Clone, Debug)]
@@ -31,4 +43,272 @@ pub struct Attachment {
     pub ip: IpAddr,
     /// The pinned network namespace, for the shim to join.
     pub netns: PathBuf,
+}
+
+/// Why the network is not as it should be.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("{name}: {message}")]
+    Config { name: &'static str, message: String },
+    #[error("{doing} {what}: {source}")]
+    Kernel { doing: &'static str, what: String, source: io::Error },
+    #[error("no address is free in {0}")]
+    Exhausted(String),
+}
+
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Addresses are written this long after they change: many pods, one write. A write that is lost is
+/// made good at the next start from the links that exist.
+const SAVE_DELAY: Duration = Duration::from_millis(500);
+
+/// The pod network of this node. Cheap to clone.
+#[derive(Clone)]
+pub struct Network(Arc<Inner>);
+
+struct Inner {
+    layout: Layout,
+    netlink: Netlink,
+    state: Mutex<State>,
+}
+
+struct State {
+    ipam: Ipam,
+    /// Complete attachments.
+    attached: BTreeMap<String, Ipv4Addr>,
+    /// One attach or detach per pod at a time.
+    busy: BTreeMap<String, Arc<tokio::sync::Mutex<()>>>,
+    save_pending: bool,
+}
+
+impl Network {
+    /// Checks the configuration and opens netlink in the calling thread's namespace. Changes nothing yet.
+    pub fn new(config: NetworkConfig) -> Result<Self> {
+        let layout = Layout::new(&config)?;
+        let netlink = Netlink::open().map_err(|source| kernel("open", "netlink", source))?;
+        let ipam = Ipam::new(layout.pods, load(&layout.addresses_file));
+        let state = State { ipam, attached: BTreeMap::new(), busy: BTreeMap::new(), save_pending: false };
+        Ok(Self(Arc::new(Inner { layout, netlink, state: Mutex::new(state) })))
+    }
+
+    pub fn layout(&self) -> &Layout {
+        &self.0.layout
+    }
+
+    /// Makes the node's side and takes over what a former process left. Call it first; again is fine.
+    pub async fn setup(&self) -> Result<()> {
+        let Inner { layout, netlink, .. } = &*self.0;
+        for directory in [Some(layout.netns_directory.as_path()), layout.addresses_file.parent()].into_iter().flatten()
+        {
+            let failed = |source| kernel("create directory", &directory.display().to_string(), source);
+            std::fs::create_dir_all(directory).map_err(failed)?;
+        }
+        // Up already on a machine, not in a fresh namespace.
+        netlink.up("lo").await?;
+        let bridge = netlink.bridge(&layout.bridge, plan::mac(layout.gateway)).await?;
+        netlink.address(bridge, layout.gateway, layout.pods.prefix()).await?;
+        netlink.address(bridge, layout.dns, 32).await?;
+        for (name, value, optional) in layout.sysctls() {
+            match netns::sysctl(&name, value) {
+                Err(error) if optional && error.kind() == io::ErrorKind::NotFound => {}
+                result => result.map_err(|source| kernel("set sysctl", &name, source))?,
+            }
+        }
+        // Without it a node that has no default route cannot reach Service addresses.
+        netlink.route(layout.services, bridge, layout.gateway).await?;
+        self.adopt(bridge).await
+    }
+
+    /// Finds the complete attachments and removes the half-made ones.
+    async fn adopt(&self, bridge: u32) -> Result<()> {
+        let Inner { layout, netlink, .. } = &*self.0;
+        let mut found = BTreeMap::new();
+        for port in netlink.ports(bridge).await? {
+            match plan::parse_alias(&port.alias) {
+                Some((uid, ip)) if netns::is_pinned(&layout.netns(&uid)) => {
+                    found.insert(uid, ip);
+                }
+                _ => netlink.delete(&port.name).await?,
+            }
+        }
+        for uid in files(&layout.netns_directory)? {
+            if !found.contains_key(&uid) && !self.state().busy.contains_key(&uid) {
+                release(&layout.netns(&uid))?;
+            }
+        }
+        let mut state = self.state();
+        for (uid, ip) in &found {
+            state.ipam.observe(uid, *ip);
+        }
+        state.attached = found;
+        Ok(())
+    }
+
+    /// Gives a pod its namespace and address; `wanted_ip` if it is free. Already attached: the same answer.
+    pub async fn attach(&self, uid: &str, wanted_ip: Option<IpAddr>) -> Result<Attachment> {
+        if uid.is_empty() || uid.contains('/') || uid.starts_with('.') {
+            return Err(Error::Config { name: "pod uid", message: format!("{uid:?} is no file name") });
+        }
+        let turn = self.turn(uid);
+        let _turn = turn.lock().await;
+        let netns = self.0.layout.netns(uid);
+        let present = self.state().attached.get(uid).copied();
+        if let Some(ip) = present
+            && netns::is_pinned(&netns)
+        {
+            return Ok(Attachment { ip: ip.into(), netns });
+        }
+        let wanted = wanted_ip.and_then(|ip| match ip {
+            IpAddr::V4(ip) => Some(ip),
+            IpAddr::V6(_) => None,
+        });
+        let ip = self.state().ipam.attach(uid, wanted);
+        let ip = ip.ok_or_else(|| Error::Exhausted(self.0.layout.pods.to_string()))?;
+        self.connect(uid, ip, &netns).await?;
+        self.state().attached.insert(uid.to_owned(), ip);
+        self.save_soon();
+        Ok(Attachment { ip: ip.into(), netns })
+    }
+
+    /// Whatever an interrupted attempt left is removed first; an error leaves remains for the next attempt.
+    async fn connect(&self, uid: &str, ip: Ipv4Addr, path: &Path) -> Result<()> {
+        let Inner { layout, netlink, .. } = &*self.0;
+        let host = plan::host_link(uid);
+        if path.exists() {
+            netlink.delete(&host).await?;
+            release(path)?;
+        }
+        let inside = || {
+            for (name, value) in plan::POD_SYSCTLS {
+                netns::sysctl(name, value)?;
+            }
+            Netlink::open()
+        };
+        let failed = |source| kernel("create network namespace", &path.display().to_string(), source);
+        let (namespace, pod) = netns::create(path, inside).await.map_err(failed)?;
+        let bridge = netlink.index(&layout.bridge).await?;
+        let bridge = bridge.ok_or_else(|| kernel("find bridge", &layout.bridge, io::ErrorKind::NotFound.into()))?;
+        netlink.veth(&host, bridge, std::os::fd::AsFd::as_fd(&namespace), plan::mac(ip)).await?;
+        pod.pod(ip, layout.gateway).await?;
+        netlink.port(&host, &plan::alias(uid, ip)).await
+    }
+
+    /// Takes a pod off the network and frees its address. Already gone is success.
+    pub async fn detach(&self, uid: &str) -> Result<()> {
+        let turn = self.turn(uid);
+        let result = {
+            let _turn = turn.lock().await;
+            self.disconnect(uid).await
+        };
+        let mut state = self.state();
+        // Two: the map's and ours. More: somebody waits for the turn.
+        if Arc::strong_count(&turn) == 2 {
+            state.busy.remove(uid);
+        }
+        result
+    }
+
+    async fn disconnect(&self, uid: &str) -> Result<()> {
+        let Inner { layout, netlink, .. } = &*self.0;
+        // Both are tried, whatever the first one says.
+        let link = netlink.delete(&plan::host_link(uid)).await;
+        let namespace = release(&layout.netns(uid));
+        link.and(namespace)?;
+        {
+            let mut state = self.state();
+            state.attached.remove(uid);
+            state.ipam.release(uid);
+        }
+        self.save_soon();
+        Ok(())
+    }
+
+    /// What is attached now, by uid.
+    pub fn attachments(&self) -> BTreeMap<String, Attachment> {
+        let state = self.state();
+        let attachment = |uid: &String, ip: &Ipv4Addr| Attachment { ip: (*ip).into(), netns: self.0.layout.netns(uid) };
+        state.attached.iter().map(|(uid, ip)| (uid.clone(), attachment(uid, ip))).collect()
+    }
+
+    /// Forgets the addresses of pods that are neither attached nor listed: those that went during a reboot.
+    pub fn retain(&self, uids: &[String]) {
+        if self.state().ipam.retain(uids) {
+            self.save_soon();
+        }
+    }
+
+    /// Removes everything that this network made on the node, pods' links and namespaces too.
+    /// Goes on after errors and returns the first.
+    pub async fn teardown(&self) -> Result<()> {
+        let Inner { layout, netlink, .. } = &*self.0;
+        let mut result = Ok(());
+        for uid in files(&layout.netns_directory)? {
+            result = result.and(self.detach(&uid).await);
+        }
+        if let Some(bridge) = netlink.index(&layout.bridge).await? {
+            for port in netlink.ports(bridge).await? {
+                result = result.and(netlink.delete(&port.name).await);
+            }
+        }
+        result = result.and(netlink.delete(&layout.bridge).await);
+        self.state().save_pending = false;
+        // Directories that others still use stay.
+        let _ = std::fs::remove_file(&layout.addresses_file);
+        let _ = std::fs::remove_dir(&layout.netns_directory);
+        result
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().expect("no panic while the network is locked")
+    }
+
+    fn turn(&self, uid: &str) -> Arc<tokio::sync::Mutex<()>> {
+        self.state().busy.entry(uid.to_owned()).or_default().clone()
+    }
+
+    /// One write for all changes of the next moment.
+    fn save_soon(&self) {
+        if std::mem::replace(&mut self.state().save_pending, true) {
+            return;
+        }
+        let network = self.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(SAVE_DELAY).await;
+            if !std::mem::replace(&mut network.state().save_pending, false) {
+                return;
+            }
+            let remembered = network.state().ipam.remembered();
+            if let Err(error) = save(&network.0.layout.addresses_file, &remembered) {
+                tracing::warn!(%error, "cannot remember pod addresses");
+            }
+        });
+    }
+}
+
+fn kernel(doing: &'static str, what: &str, source: io::Error) -> Error {
+    Error::Kernel { doing, what: what.to_owned(), source }
+}
+
+fn release(path: &Path) -> Result<()> {
+    netns::release(path).map_err(|source| kernel("release", &path.display().to_string(), source))
+}
+
+fn files(directory: &Path) -> Result<Vec<String>> {
+    let entries = match std::fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(|source| kernel("read", &directory.display().to_string(), source))?,
+    };
+    Ok(entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect())
+}
+
+/// Nothing or nonsense on the disk is an empty memory: the links that exist are found anyway.
+fn load(path: &Path) -> Remembered {
+    std::fs::read(path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default()
+}
+
+/// No fsync: a power cut costs a pod its former address at worst.
+fn save(path: &Path, remembered: &Remembered) -> io::Result<()> {
+    let temporary = path.with_extension("tmp");
+    std::fs::write(&temporary, serde_json::to_vec(remembered)?)?;
+    std::fs::rename(temporary, path)
 }

@@ -3,13 +3,18 @@
 
 pub mod cache;
 pub mod memory;
+pub mod splice;
 pub mod sqlite;
+#[cfg(test)]
+mod tests;
 pub mod watch;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use std::sync::Arc;
 
+pub use memory::MemoryStore;
+pub use sqlite::SqliteStore;
 pub use watch::Watch;
 
 /// One stored object at one revision. Shared by readers, lists, watches and informers.
@@ -21,6 +26,16 @@ pub struct Entry {
     pub revision: u64,
     /// Compact JSON with `metadata.resourceVersion` spliced in: what clients see.
     pub bytes: Bytes,
+    /// Where in `bytes` the spliced member begins.
+    pub splice_at: usize,
+}
+
+impl Entry {
+    /// `namespace` and `name`, read from the key.
+    pub fn namespaced_name(&self) -> (&str, &str) {
+        let rest = self.key.split_once('/').map_or("", |(_, rest)| rest);
+        rest.split_once('/').unwrap_or(("", rest))
+    }
 }
 
 /// A change, in revision order.
@@ -32,6 +47,15 @@ pub struct Event {
     pub previous: Option<Arc<Entry>>,
     /// The object after; `None` for a deletion.
     pub current: Option<Arc<Entry>>,
+    /// For a deletion: the last state under the revision of the deletion.
+    pub deleted: Option<Arc<Entry>>,
+}
+
+impl Event {
+    /// The state a client is shown: the new one, or the last one of a deleted object.
+    pub fn shown(&self) -> &Arc<Entry> {
+        self.current.as_ref().or(self.deleted.as_ref()).expect("an event has a current or a deleted state")
+    }
 }
 
 /// How soon a write must be on disk.
@@ -63,10 +87,12 @@ pub struct Write {
     pub expected: Expected,
     /// `None` deletes. The bytes end up with `"resourceVersion":"N"` as the first member of `metadata`.
     pub value: Option<Bytes>,
+    /// The offset just after `"metadata":{` in `value` (see `splice::metadata_offset`).
+    pub splice_at: usize,
     pub durability: Durability,
 }
 
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum StoreError {
     #[error("key exists")]
     Exists(Arc<Entry>),
@@ -83,6 +109,12 @@ pub enum StoreError {
     Closed,
     #[error("store failed")]
     Engine(#[source] Arc<dyn std::error::Error + Send + Sync>),
+}
+
+impl StoreError {
+    pub(crate) fn engine(cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self::Engine(Arc::from(cause.into()))
+    }
 }
 
 /// A page of a list, in key order.

@@ -1,1 +1,86 @@
-//! The store on SQLite: one writer thread, group commit, revision ceiling.
+//! The engine on one disk: SQLite with one table of current objects, one writer thread, group commit.
+//! An acknowledged durable write survives a power cut. Reads are answered from memory, also after the disk failed.
+
+mod database;
+mod writer;
+
+use super::cache::Cache;
+use super::watch::RING_LIMIT_BYTES;
+use super::{Entry, Page, Store, StoreError, Watch, Write};
+use crate::clock;
+use database::Database;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use std::path::Path;
+use std::sync::Arc;
+use tokio::sync::{mpsc, oneshot};
+use writer::{Request, Writer};
+
+/// Writes that wait for the writer thread; more wait in their callers.
+const QUEUE_LIMIT: usize = 1024;
+
+pub struct SqliteStore {
+    cache: Arc<Cache>,
+    queue: mpsc::Sender<Request>,
+}
+
+impl SqliteStore {
+    /// Opens or makes the database and loads it. Blocks: call it before serving, or from `spawn_blocking`.
+    pub fn open(path: &Path) -> Result<Self, StoreError> {
+        Self::open_with_ring_limit(path, RING_LIMIT_BYTES)
+    }
+
+    pub fn open_with_ring_limit(path: &Path, ring_limit_bytes: usize) -> Result<Self, StoreError> {
+        let (database, entries) = Database::open(path)?;
+        let cache = Cache::new(entries, database.start_revision(), ring_limit_bytes);
+        let (queue, requests) = mpsc::channel(QUEUE_LIMIT);
+        let writer = Writer::new(database, cache.clone(), requests);
+        let thread = std::thread::Builder::new().name("store".into());
+        thread.spawn(move || writer.run()).map_err(StoreError::engine)?;
+        Ok(Self { cache, queue })
+    }
+
+    async fn ask<T>(
+        &self,
+        request: Request,
+        answer: oneshot::Receiver<Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        self.queue.send(request).await.map_err(|_| StoreError::Closed)?;
+        answer.await.unwrap_or(Err(StoreError::Closed))
+    }
+}
+
+impl Store for SqliteStore {
+    fn get<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Option<Arc<Entry>>, StoreError>> {
+        async { Ok(self.cache.get(key)) }.boxed()
+    }
+
+    fn list<'a>(
+        &'a self,
+        prefix: &'a str,
+        after: &'a str,
+        limit: usize,
+        at: Option<u64>,
+    ) -> BoxFuture<'a, Result<Page, StoreError>> {
+        async move { self.cache.list(prefix, after, limit, at) }.boxed()
+    }
+
+    fn write(&self, write: Write) -> BoxFuture<'_, Result<Arc<Entry>, StoreError>> {
+        let (answer, answered) = oneshot::channel();
+        let request = Request::Write { write, at: clock::monotonic(), answer };
+        self.ask(request, answered).boxed()
+    }
+
+    fn watch(&self, prefix: &str, after: u64) -> Result<Watch, StoreError> {
+        self.cache.watch(prefix, after)
+    }
+
+    fn revision(&self) -> u64 {
+        self.cache.revision()
+    }
+
+    fn close(&self) -> BoxFuture<'_, Result<(), StoreError>> {
+        let (answer, answered) = oneshot::channel();
+        self.ask(Request::Close { answer }, answered).boxed()
+    }
+}

@@ -1,5 +1,7 @@
 //! All unsafe code: mounts, namespaces, pidfds, cgroups, BPF.
 
+pub mod netns;
+
 use tokio::io::{AsyncRead, AsyncWrite};
 
 /// A byte stream in both directions, whatever carries it.

@@ -1,0 +1,195 @@
+//! The file: schema, loading, transactions, checkpoints. Knows nothing of queues or watches.
+//! Revisions up to `ceiling` may have been given out; the file never holds a revision above it.
+
+use crate::store::{Entry, StoreError, splice};
+use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Revisions are reserved in blocks, so that a write need not touch the page that counts them.
+const REVISION_BLOCK: u64 = 10_000;
+const SCHEMA_VERSION: i64 = 1;
+/// How long a foreign tool (a backup) may hold the file before writes fail.
+const BUSY_LIMIT: Duration = Duration::from_secs(1);
+/// The write-ahead log is copied back when it has grown to this and the writer is idle …
+const CHECKPOINT_IDLE_BYTES: usize = 4 * 1024 * 1024;
+/// … or, busy or not, to this.
+const CHECKPOINT_BYTES: usize = 16 * 1024 * 1024;
+/// What a small row costs in the log: a page of the table and a page of its index.
+const ROW_LOG_BYTES: usize = 8 * 1024;
+
+const PRAGMAS: &str = "
+    PRAGMA page_size=4096; PRAGMA auto_vacuum=INCREMENTAL; PRAGMA journal_mode=WAL;
+    PRAGMA synchronous=FULL; PRAGMA cache_size=-1024; PRAGMA mmap_size=0; PRAGMA temp_store=MEMORY;
+    PRAGMA wal_autocheckpoint=0; PRAGMA journal_size_limit=16777216;";
+const SCHEMA: &str = "
+    CREATE TABLE IF NOT EXISTS object(
+        id INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE,
+        create_revision INTEGER NOT NULL, revision INTEGER NOT NULL, value BLOB NOT NULL);
+    CREATE TABLE IF NOT EXISTS meta(name TEXT PRIMARY KEY, value) WITHOUT ROWID;";
+
+pub(super) struct Database {
+    connection: Connection,
+    start: u64,
+    ceiling: u64,
+    log_bytes: usize,
+}
+
+/// The last state of a key, to be written.
+pub(super) enum Row<'a> {
+    Put { key: &'a str, create_revision: u64, revision: u64, value: &'a [u8] },
+    Delete { key: &'a str },
+}
+
+#[derive(Debug, thiserror::Error)]
+enum DatabaseError {
+    #[error("database is damaged: {0}")]
+    Damaged(String),
+    #[error("database has schema {0}, this program knows {SCHEMA_VERSION}")]
+    Schema(i64),
+}
+
+impl Database {
+    pub fn open(path: &Path) -> Result<(Self, Vec<Arc<Entry>>), StoreError> {
+        // Secrets lie in it: made before SQLite makes it, for its mode; the log takes the mode over.
+        let made = OpenOptions::new().create(true).append(true).mode(0o600).open(path);
+        made.map_err(StoreError::engine)?;
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let connection = Connection::open_with_flags(path, flags).map_err(StoreError::engine)?;
+        connection.busy_timeout(BUSY_LIMIT).map_err(StoreError::engine)?;
+        connection.set_prepared_statement_cache_capacity(8);
+        let mut database = Self { connection, start: 1, ceiling: 0, log_bytes: 0 };
+        let entries = database.load().map_err(StoreError::engine)?;
+        Ok((database, entries))
+    }
+
+    pub fn start_revision(&self) -> u64 {
+        self.start
+    }
+
+    /// Whether `revision` may be given out without a transaction that raises the ceiling.
+    pub fn reserved(&self, revision: u64) -> bool {
+        revision <= self.ceiling
+    }
+
+    fn load(&mut self) -> Result<Vec<Arc<Entry>>, Box<dyn std::error::Error + Send + Sync>> {
+        self.connection.execute_batch(PRAGMAS)?;
+        self.connection.execute_batch(SCHEMA)?;
+        let schema = self.meta("schema_version")?.unwrap_or(SCHEMA_VERSION);
+        if schema != SCHEMA_VERSION {
+            return Err(DatabaseError::Schema(schema).into());
+        }
+        if self.meta("clean")?.unwrap_or(1) == 0 {
+            self.check()?;
+        }
+        let entries = self.entries()?;
+        let ceiling = self.meta("revision_ceiling")?.unwrap_or(1);
+        self.start = u64::try_from(ceiling)?.max(entries.iter().map(|entry| entry.revision).max().unwrap_or(1));
+        self.ceiling = next_ceiling(self.start);
+        let mark =
+            [("schema_version", SCHEMA_VERSION), ("clean", 0), ("revision_ceiling", i64::try_from(self.ceiling)?)];
+        let transaction = self.connection.transaction()?;
+        for (name, value) in mark {
+            transaction.execute("INSERT OR REPLACE INTO meta(name, value) VALUES(?1, ?2)", params![name, value])?;
+        }
+        transaction.commit()?;
+        Ok(entries)
+    }
+
+    fn meta(&self, name: &str) -> rusqlite::Result<Option<i64>> {
+        self.connection.query_row("SELECT value FROM meta WHERE name=?1", [name], |row| row.get(0)).optional()
+    }
+
+    /// After an unclean stop only: it reads the whole file.
+    fn check(&self) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        let verdict: String = self.connection.query_row("PRAGMA integrity_check(1)", [], |row| row.get(0))?;
+        if verdict == "ok" { Ok(()) } else { Err(DatabaseError::Damaged(verdict).into()) }
+    }
+
+    fn entries(&self) -> Result<Vec<Arc<Entry>>, Box<dyn std::error::Error + Send + Sync>> {
+        let mut statement = self.connection.prepare("SELECT key, create_revision, revision, value FROM object")?;
+        let mut rows = statement.query([])?;
+        let mut entries = Vec::new();
+        while let Some(row) = rows.next()? {
+            let key = row.get_ref(0)?.as_str()?;
+            let (create_revision, revision) =
+                (row.get::<_, i64>(1)?.cast_unsigned(), row.get::<_, i64>(2)?.cast_unsigned());
+            let value = row.get_ref(3)?.as_blob()?;
+            let splice_at = splice::metadata_offset(value)
+                .ok_or_else(|| DatabaseError::Damaged(format!("object {key} has no metadata")))?;
+            let bytes = splice::insert(value, splice_at, revision);
+            entries.push(Arc::new(Entry { key: key.into(), create_revision, revision, bytes, splice_at }));
+        }
+        Ok(entries)
+    }
+
+    /// Writes rows in one transaction that is on disk when this returns. `newest`: the newest revision given out.
+    pub fn commit<'a>(&mut self, rows: impl Iterator<Item = Row<'a>>, newest: u64) -> rusqlite::Result<()> {
+        let ceiling = if newest > self.ceiling { next_ceiling(newest) } else { self.ceiling };
+        let mut written = 0;
+        let transaction = self.connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+        if ceiling != self.ceiling {
+            put_meta(&transaction, "revision_ceiling", ceiling)?;
+        }
+        for row in rows {
+            written += write_row(&transaction, &row)?;
+        }
+        transaction.commit()?;
+        self.ceiling = ceiling;
+        self.log_bytes += written;
+        Ok(())
+    }
+
+    /// Copies the log back into the file when it is time to; readers of the file are never waited for.
+    pub fn checkpoint(&mut self, idle: bool) -> rusqlite::Result<()> {
+        let limit = if idle { CHECKPOINT_IDLE_BYTES } else { CHECKPOINT_BYTES };
+        if self.log_bytes < limit {
+            return Ok(());
+        }
+        self.log_bytes = 0;
+        self.connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))?;
+        let mut vacuum = self.connection.prepare_cached("PRAGMA incremental_vacuum(64)")?;
+        let mut steps = vacuum.query([])?;
+        while steps.next()?.is_some() {}
+        Ok(())
+    }
+
+    /// Notes a clean stop at `revision` and empties the log.
+    pub fn finish(mut self, revision: u64) -> rusqlite::Result<()> {
+        let transaction = self.connection.transaction()?;
+        put_meta(&transaction, "revision_ceiling", revision)?;
+        put_meta(&transaction, "clean", 1)?;
+        transaction.commit()?;
+        self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
+        self.connection.close().map_err(|(_, error)| error)
+    }
+}
+
+fn next_ceiling(revision: u64) -> u64 {
+    (revision / REVISION_BLOCK + 1) * REVISION_BLOCK
+}
+
+fn put_meta(connection: &Connection, name: &str, value: u64) -> rusqlite::Result<()> {
+    let mut statement = connection.prepare_cached("INSERT OR REPLACE INTO meta(name, value) VALUES(?1, ?2)")?;
+    statement.execute(params![name, value.cast_signed()]).map(drop)
+}
+
+/// Returns about how many bytes it added to the log.
+fn write_row(connection: &Connection, row: &Row) -> rusqlite::Result<usize> {
+    match row {
+        Row::Put { key, create_revision, revision, value } => {
+            let sql = "INSERT INTO object(key, create_revision, revision, value) VALUES(?1, ?2, ?3, ?4)
+                ON CONFLICT(key) DO UPDATE SET create_revision=?2, revision=?3, value=?4";
+            let (create_revision, revision) = (create_revision.cast_signed(), revision.cast_signed());
+            connection.prepare_cached(sql)?.execute(params![key, create_revision, revision, value])?;
+            Ok(ROW_LOG_BYTES + value.len())
+        }
+        Row::Delete { key } => {
+            connection.prepare_cached("DELETE FROM object WHERE key=?1")?.execute([key])?;
+            Ok(ROW_LOG_BYTES)
+        }
+    }
+}

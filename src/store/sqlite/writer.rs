@@ -1,0 +1,220 @@
+//! The writer thread: takes what has queued up, compares in memory, commits once, publishes, answers.
+//! Lazy writes stay in memory for the next commit; there is no timer, so an idle store writes nothing.
+
+use super::database::{Database, Row};
+use crate::store::cache::{Cache, plan};
+use crate::store::{Durability, Entry, Event, StoreError, Write, splice};
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+
+/// One commit takes at most so many writes …
+const BATCH_LIMIT: usize = 256;
+/// … or so many bytes.
+const BATCH_LIMIT_BYTES: usize = 1024 * 1024;
+/// Lazy values in memory beyond which they are committed by themselves.
+const LAZY_LIMIT_BYTES: usize = 1024 * 1024;
+
+type Answer<T> = oneshot::Sender<Result<T, StoreError>>;
+
+pub(super) enum Request {
+    /// `at` is the caller's time: the writer thread does not see a test's clock.
+    Write {
+        write: Write,
+        at: Instant,
+        answer: Answer<Arc<Entry>>,
+    },
+    Close {
+        answer: Answer<()>,
+    },
+}
+
+pub(super) struct Writer {
+    database: Database,
+    cache: Arc<Cache>,
+    queue: mpsc::Receiver<Request>,
+    /// The newest revision given out, also to writes whose commit failed.
+    newest: u64,
+    /// Keys whose last state is in memory only.
+    lazy: BTreeSet<Box<str>>,
+    lazy_bytes: usize,
+}
+
+/// What one commit covers.
+#[derive(Default)]
+struct Batch {
+    writes: Vec<Write>,
+    answers: Vec<Answer<Arc<Entry>>>,
+    at: Option<Instant>,
+    bytes: usize,
+    close: Option<Answer<()>>,
+}
+
+impl Batch {
+    fn add(&mut self, request: Request) {
+        match request {
+            Request::Write { write, at, answer } => {
+                self.bytes += write.value.as_ref().map_or(0, bytes::Bytes::len);
+                self.at = Some(at);
+                self.writes.push(write);
+                self.answers.push(answer);
+            }
+            Request::Close { answer } => self.close = Some(answer),
+        }
+    }
+
+    fn is_full(&self) -> bool {
+        self.writes.len() >= BATCH_LIMIT || self.bytes >= BATCH_LIMIT_BYTES || self.close.is_some()
+    }
+}
+
+/// The batch compared with memory: what happens, and what each caller will hear.
+#[derive(Default)]
+struct Plan {
+    events: Vec<Event>,
+    outcomes: Vec<Result<Arc<Entry>, StoreError>>,
+    /// Keys as the accepted writes of this batch leave them.
+    overlay: HashMap<Box<str>, Option<Arc<Entry>>>,
+    durable: bool,
+    lazy_bytes: usize,
+}
+
+impl Writer {
+    pub fn new(database: Database, cache: Arc<Cache>, queue: mpsc::Receiver<Request>) -> Self {
+        let newest = cache.revision();
+        Self { database, cache, queue, newest, lazy: BTreeSet::new(), lazy_bytes: 0 }
+    }
+
+    pub fn run(mut self) {
+        while let Some(first) = self.queue.blocking_recv() {
+            let mut batch = self.gather(first);
+            let close = batch.close.take();
+            self.commit(batch);
+            if let Some(answer) = close {
+                // The asker may have gone; the store is closed all the same.
+                let _ = answer.send(self.finish());
+                return;
+            }
+            if let Err(error) = self.database.checkpoint(self.queue.is_empty()) {
+                tracing::warn!(%error, "checkpoint failed; the log grows until the next one");
+            }
+        }
+        if let Err(error) = self.finish() {
+            tracing::error!(%error, "closing the store failed");
+        }
+    }
+
+    fn gather(&mut self, first: Request) -> Batch {
+        let mut batch = Batch::default();
+        batch.add(first);
+        while !batch.is_full() {
+            let Ok(next) = self.queue.try_recv() else { break };
+            batch.add(next);
+        }
+        batch
+    }
+
+    fn commit(&mut self, batch: Batch) {
+        let Batch { writes, answers, at: Some(at), .. } = batch else { return };
+        let plan = self.plan(&writes);
+        let must = plan.durable
+            || !self.database.reserved(self.newest)
+            || self.lazy_bytes + plan.lazy_bytes > LAZY_LIMIT_BYTES;
+        let outcomes = match self.keep(&plan, &writes, must && !plan.events.is_empty()) {
+            Ok(()) => {
+                self.cache.publish(plan.events, at);
+                plan.outcomes
+            }
+            Err(error) => {
+                tracing::error!(%error, "commit failed; its writes are refused");
+                plan.outcomes.into_iter().map(|_| Err(error.clone())).collect()
+            }
+        };
+        for (answer, outcome) in answers.into_iter().zip(outcomes) {
+            // A caller that was cancelled does not wait for its answer.
+            let _ = answer.send(outcome);
+        }
+    }
+
+    fn plan(&mut self, writes: &[Write]) -> Plan {
+        let mut all = Plan::default();
+        for write in writes {
+            let current = match all.overlay.get(&write.key) {
+                Some(state) => state.clone(),
+                None => self.cache.get(&write.key),
+            };
+            let outcome = plan(current, write, self.newest + 1).map(|event| {
+                self.newest += 1;
+                all.durable |= write.durability == Durability::Durable;
+                all.lazy_bytes += write.value.as_ref().map_or(0, bytes::Bytes::len) + write.key.len();
+                all.overlay.insert(write.key.clone(), event.current.clone());
+                let shown = event.shown().clone();
+                all.events.push(event);
+                shown
+            });
+            all.outcomes.push(outcome);
+        }
+        all
+    }
+
+    /// Commits the batch and every lazy value before it, or notes that the batch is lazy too.
+    fn keep(&mut self, plan: &Plan, writes: &[Write], on_disk: bool) -> Result<(), StoreError> {
+        if on_disk {
+            self.write_out(plan, writes)?;
+            self.lazy.clear();
+            self.lazy_bytes = 0;
+        } else {
+            self.lazy.extend(plan.overlay.keys().cloned());
+            self.lazy_bytes += plan.lazy_bytes;
+        }
+        Ok(())
+    }
+
+    fn write_out(&mut self, plan: &Plan, writes: &[Write]) -> Result<(), StoreError> {
+        let earlier: Vec<(&str, Option<(Arc<Entry>, Vec<u8>)>)> = self
+            .lazy
+            .iter()
+            .filter(|key| !plan.overlay.contains_key(*key))
+            .map(|key| {
+                let entry = self.cache.get(key);
+                (&**key, entry.map(|entry| (entry.clone(), splice::remove(&entry.bytes, entry.splice_at))))
+            })
+            .collect();
+        let earlier = earlier.iter().map(|(key, state)| match state {
+            Some((entry, value)) => put(entry, value),
+            None => Row::Delete { key },
+        });
+        // An accepted write's value is at hand as it was sent; the last one of a key is its state.
+        let accepted = writes.iter().zip(&plan.outcomes).filter_map(|(write, outcome)| {
+            let entry = outcome.as_ref().ok()?;
+            let last = match &plan.overlay[&write.key] {
+                Some(state) => Arc::ptr_eq(state, entry),
+                None => write.value.is_none(),
+            };
+            last.then(|| write.value.as_ref().map_or(Row::Delete { key: &write.key }, |value| put(entry, value)))
+        });
+        self.database.commit(earlier.chain(accepted), self.newest).map_err(StoreError::engine)
+    }
+
+    fn finish(self) -> Result<(), StoreError> {
+        let Self { mut database, cache, lazy, newest, .. } = self;
+        cache.close();
+        let states: Vec<(Box<str>, Option<Arc<Entry>>)> =
+            lazy.into_iter().map(|key| (key.clone(), cache.get(&key))).collect();
+        let values: Vec<Option<Vec<u8>>> = states
+            .iter()
+            .map(|(_, entry)| entry.as_ref().map(|entry| splice::remove(&entry.bytes, entry.splice_at)))
+            .collect();
+        let rows = states.iter().zip(&values).map(|((key, entry), value)| match (entry, value) {
+            (Some(entry), Some(value)) => put(entry, value),
+            _ => Row::Delete { key },
+        });
+        database.commit(rows, newest).map_err(StoreError::engine)?;
+        database.finish(newest).map_err(StoreError::engine)
+    }
+}
+
+fn put<'a>(entry: &'a Entry, value: &'a [u8]) -> Row<'a> {
+    Row::Put { key: &entry.key, create_revision: entry.create_revision, revision: entry.revision, value }
+}

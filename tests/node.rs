@@ -1,0 +1,4 @@
+//! Tests against the real kernel. They need root; each makes what it needs and leaves nothing.
+
+#[path = "node/network.rs"]
+mod network;
