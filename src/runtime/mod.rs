@@ -2,6 +2,10 @@
 //! Real (`libcontainer` behind a shim per pod) or fake (scripted by pod annotations).
 //! Knows nothing of the API server; the kubelet translates.
 
+mod executor;
+mod log;
+pub mod shim;
+
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;

@@ -1,6 +1,8 @@
 //! All unsafe code: mounts, namespaces, pidfds, cgroups, BPF.
 
 pub mod netns;
+pub mod process;
+pub mod seqpacket;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 
