@@ -10,4 +10,5 @@ pub mod scheme;
 pub mod selector;
 pub mod status;
 pub mod table;
+pub mod validation;
 pub mod view;
