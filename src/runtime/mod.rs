@@ -5,6 +5,7 @@
 mod executor;
 mod log;
 pub mod shim;
+pub mod volume;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
