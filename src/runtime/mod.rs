@@ -3,6 +3,8 @@
 //! Knows nothing of the API server; the kubelet translates.
 
 mod executor;
+#[cfg(any(test, feature = "fake"))]
+pub mod fake;
 mod log;
 pub mod shim;
 pub mod volume;
@@ -349,6 +351,17 @@ pub struct Stats {
     /// Usage less inactive file pages.
     pub memory_working_set_bytes: u64,
     pub memory_usage_bytes: u64,
+}
+
+/// 64 hex digits, the same for the same attempt of the same container.
+fn container_id(pod_uid: &str, name: &str, attempt: u32) -> String {
+    use sha2::{Digest, Sha256};
+    use std::fmt::Write;
+    let digest = Sha256::digest(format!("{pod_uid}/{name}/{attempt}"));
+    digest.iter().fold(String::with_capacity(64), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
 }
 
 /// The seam. One value per node, shared by the workers.
