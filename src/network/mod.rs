@@ -1,20 +1,25 @@
 //! Links, addresses, routes and nftables of one node, by netlink. No `ip`, `nft` or `iptables` is called.
 //! Idempotent: "already so" is success, and whatever a crash left behind is found and used or removed.
 
+pub mod conntrack;
 pub mod ipam;
 mod netlink;
+pub mod nftables;
 pub mod plan;
+pub mod tables;
 
 use crate::sys::netns;
 use ipam::{Ipam, Remembered};
-use netlink::Netlink;
+use netlink::{Netlink, Port};
 use plan::Layout;
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
+use tables::Tables;
 
 /// What a node's pod network is made of.
 #[derive(Clone, Debug)]
@@ -54,6 +59,8 @@ pub enum Error {
     Kernel { doing: &'static str, what: String, source: io::Error },
     #[error("no address is free in {0}")]
     Exhausted(String),
+    #[error(transparent)]
+    Rules(#[from] nftables::BatchError),
 }
 
 pub type Result<T> = std::result::Result<T, Error>;
@@ -62,13 +69,18 @@ pub type Result<T> = std::result::Result<T, Error>;
 /// made good at the next start from the links that exist.
 const SAVE_DELAY: Duration = Duration::from_millis(500);
 
+/// The proxy's table is named after the node's, with this behind it.
+pub const SERVICES_SUFFIX: &str = "-services";
+
 /// The pod network of this node. Cheap to clone.
 #[derive(Clone)]
 pub struct Network(Arc<Inner>);
 
 struct Inner {
     layout: Layout,
-    netlink: Netlink,
+    tables: Tables,
+    /// Prefix of the tables' names.
+    table: String,
     state: Mutex<State>,
 }
 
@@ -82,13 +94,19 @@ struct State {
 }
 
 impl Network {
-    /// Checks the configuration and opens netlink in the calling thread's namespace. Changes nothing yet.
+    /// Checks the configuration and opens nf_tables in the calling thread's namespace. Changes nothing yet.
     pub fn new(config: NetworkConfig) -> Result<Self> {
+        Self::with_tables(config, true)
+    }
+
+    /// `owned` tables are spared by `nft flush ruleset`; where the kernel cannot, they are plain anyway.
+    pub fn with_tables(config: NetworkConfig, owned: bool) -> Result<Self> {
         let layout = Layout::new(&config)?;
-        let netlink = Netlink::open().map_err(|source| kernel("open", "netlink", source))?;
+        let tables = Tables::open(owned).map_err(|source| kernel("open", "nf_tables", source))?;
         let ipam = Ipam::new(layout.pods, load(&layout.addresses_file));
         let state = State { ipam, attached: BTreeMap::new(), busy: BTreeMap::new(), save_pending: false };
-        Ok(Self(Arc::new(Inner { layout, netlink, state: Mutex::new(state) })))
+        let table = config.table;
+        Ok(Self(Arc::new(Inner { layout, tables, table, state: Mutex::new(state) })))
     }
 
     pub fn layout(&self) -> &Layout {
@@ -97,40 +115,60 @@ impl Network {
 
     /// Makes the node's side and takes over what a former process left. Call it first; again is fine.
     pub async fn setup(&self) -> Result<()> {
-        let Inner { layout, netlink, .. } = &*self.0;
+        let layout = &self.0.layout;
         for directory in [Some(layout.netns_directory.as_path()), layout.addresses_file.parent()].into_iter().flatten()
         {
             let failed = |source| kernel("create directory", &directory.display().to_string(), source);
             std::fs::create_dir_all(directory).map_err(failed)?;
         }
-        // Up already on a machine, not in a fresh namespace.
-        netlink.up("lo").await?;
-        let bridge = netlink.bridge(&layout.bridge, plan::mac(layout.gateway)).await?;
-        netlink.address(bridge, layout.gateway, layout.pods.prefix()).await?;
-        netlink.address(bridge, layout.dns, 32).await?;
-        for (name, value, optional) in layout.sysctls() {
-            match netns::sysctl(&name, value) {
-                Err(error) if optional && error.kind() == io::ErrorKind::NotFound => {}
-                result => result.map_err(|source| kernel("set sysctl", &name, source))?,
-            }
+        let node_side = layout.clone();
+        let ports = netlink::run(move || async move { connect_node(&node_side).await }).await?;
+        self.program()?;
+        self.adopt(ports).await
+    }
+
+    /// Puts the node's own rules in place, whatever is there. Services' rules are the proxy's.
+    pub fn program(&self) -> Result<()> {
+        let Inner { layout, tables, table, .. } = &*self.0;
+        Ok(tables.replace(table, |batch| tables::node_rules(batch, table, layout))?)
+    }
+
+    pub fn tables(&self) -> &Tables {
+        &self.0.tables
+    }
+
+    /// The table of the node's own rules; other rooms add a suffix for theirs.
+    pub fn table(&self) -> &str {
+        &self.0.table
+    }
+
+    /// What on this machine stands in the way of pod traffic, for the node's status.
+    pub fn warnings(&self) -> Vec<String> {
+        let mut warnings = match self.0.tables.base_chains() {
+            Ok(chains) => tables::foreign_drops(&chains, &self.0.table),
+            Err(error) => vec![format!("cannot list firewall rules: {error}")],
+        };
+        let bridged = std::fs::read_to_string("/proc/sys/net/bridge/bridge-nf-call-iptables");
+        if bridged.is_ok_and(|value| value.trim() != "0") {
+            warnings.push("net.bridge.bridge-nf-call-iptables must be 0: set it, and find who sets it to 1".to_owned());
         }
-        // Without it a node that has no default route cannot reach Service addresses.
-        netlink.route(layout.services, bridge, layout.gateway).await?;
-        self.adopt(bridge).await
+        warnings
     }
 
     /// Finds the complete attachments and removes the half-made ones.
-    async fn adopt(&self, bridge: u32) -> Result<()> {
-        let Inner { layout, netlink, .. } = &*self.0;
+    async fn adopt(&self, ports: Vec<Port>) -> Result<()> {
+        let layout = &self.0.layout;
         let mut found = BTreeMap::new();
-        for port in netlink.ports(bridge).await? {
+        let mut broken = Vec::new();
+        for port in ports {
             match plan::parse_alias(&port.alias) {
                 Some((uid, ip)) if netns::is_pinned(&layout.netns(&uid)) => {
                     found.insert(uid, ip);
                 }
-                _ => netlink.delete(&port.name).await?,
+                _ => broken.push(port.name),
             }
         }
+        netlink::run(move || async move { delete_links(&broken).await }).await?;
         for uid in files(&layout.netns_directory)? {
             if !found.contains_key(&uid) && !self.state().busy.contains_key(&uid) {
                 release(&layout.netns(&uid))?;
@@ -164,33 +202,11 @@ impl Network {
         });
         let ip = self.state().ipam.attach(uid, wanted);
         let ip = ip.ok_or_else(|| Error::Exhausted(self.0.layout.pods.to_string()))?;
-        self.connect(uid, ip, &netns).await?;
+        let (layout, pod) = (self.0.layout.clone(), uid.to_owned());
+        netlink::run(move || async move { connect_pod(&layout, &pod, ip).await }).await?;
         self.state().attached.insert(uid.to_owned(), ip);
         self.save_soon();
         Ok(Attachment { ip: ip.into(), netns })
-    }
-
-    /// Whatever an interrupted attempt left is removed first; an error leaves remains for the next attempt.
-    async fn connect(&self, uid: &str, ip: Ipv4Addr, path: &Path) -> Result<()> {
-        let Inner { layout, netlink, .. } = &*self.0;
-        let host = plan::host_link(uid);
-        if path.exists() {
-            netlink.delete(&host).await?;
-            release(path)?;
-        }
-        let inside = || {
-            for (name, value) in plan::POD_SYSCTLS {
-                netns::sysctl(name, value)?;
-            }
-            Netlink::open()
-        };
-        let failed = |source| kernel("create network namespace", &path.display().to_string(), source);
-        let (namespace, pod) = netns::create(path, inside).await.map_err(failed)?;
-        let bridge = netlink.index(&layout.bridge).await?;
-        let bridge = bridge.ok_or_else(|| kernel("find bridge", &layout.bridge, io::ErrorKind::NotFound.into()))?;
-        netlink.veth(&host, bridge, std::os::fd::AsFd::as_fd(&namespace), plan::mac(ip)).await?;
-        pod.pod(ip, layout.gateway).await?;
-        netlink.port(&host, &plan::alias(uid, ip)).await
     }
 
     /// Takes a pod off the network and frees its address. Already gone is success.
@@ -209,11 +225,12 @@ impl Network {
     }
 
     async fn disconnect(&self, uid: &str) -> Result<()> {
-        let Inner { layout, netlink, .. } = &*self.0;
+        // The link first: a process that is still in the namespace would keep it.
+        let link = plan::host_link(uid);
+        let deleted = netlink::run(move || async move { delete_links(&[link]).await }).await;
         // Both are tried, whatever the first one says.
-        let link = netlink.delete(&plan::host_link(uid)).await;
-        let namespace = release(&layout.netns(uid));
-        link.and(namespace)?;
+        let released = release(&self.0.layout.netns(uid));
+        deleted.and(released)?;
         {
             let mut state = self.state();
             state.attached.remove(uid);
@@ -240,17 +257,17 @@ impl Network {
     /// Removes everything that this network made on the node, pods' links and namespaces too.
     /// Goes on after errors and returns the first.
     pub async fn teardown(&self) -> Result<()> {
-        let Inner { layout, netlink, .. } = &*self.0;
+        let layout = self.0.layout.clone();
         let mut result = Ok(());
         for uid in files(&layout.netns_directory)? {
             result = result.and(self.detach(&uid).await);
         }
-        if let Some(bridge) = netlink.index(&layout.bridge).await? {
-            for port in netlink.ports(bridge).await? {
-                result = result.and(netlink.delete(&port.name).await);
-            }
+        let bridge = layout.bridge.clone();
+        result = result.and(netlink::run(move || async move { disconnect_node(&bridge).await }).await);
+        for suffix in ["", SERVICES_SUFFIX] {
+            let deleted = self.0.tables.delete(&format!("{}{suffix}", self.0.table));
+            result = result.and(deleted.map_err(Error::from));
         }
-        result = result.and(netlink.delete(&layout.bridge).await);
         self.state().save_pending = false;
         // Directories that others still use stay.
         let _ = std::fs::remove_file(&layout.addresses_file);
@@ -271,9 +288,11 @@ impl Network {
         if std::mem::replace(&mut self.state().save_pending, true) {
             return;
         }
-        let network = self.clone();
+        // Weak: a network that ends takes its claim on the tables with it at once.
+        let network = Arc::downgrade(&self.0);
         tokio::spawn(async move {
             tokio::time::sleep(SAVE_DELAY).await;
+            let Some(network) = network.upgrade().map(Network) else { return };
             if !std::mem::replace(&mut network.state().save_pending, false) {
                 return;
             }
@@ -283,6 +302,64 @@ impl Network {
             }
         });
     }
+}
+
+/// Loopback, the bridge with its addresses, sysctls and routes; what is attached to the bridge.
+async fn connect_node(layout: &Layout) -> Result<Vec<Port>> {
+    let netlink = Netlink::open()?;
+    // Up already on a machine, not in a fresh namespace.
+    netlink.up("lo").await?;
+    let bridge = netlink.bridge(&layout.bridge, plan::mac(layout.gateway)).await?;
+    netlink.address(bridge, layout.gateway, layout.pods.prefix()).await?;
+    netlink.address(bridge, layout.dns, 32).await?;
+    for (name, value, optional) in layout.sysctls() {
+        match netns::sysctl(&name, value) {
+            Err(error) if optional && error.kind() == io::ErrorKind::NotFound => {}
+            result => result.map_err(|source| kernel("set sysctl", &name, source))?,
+        }
+    }
+    // Without it a node that has no default route cannot reach Service addresses.
+    netlink.route(layout.services, bridge, layout.gateway).await?;
+    netlink.ports(bridge).await
+}
+
+async fn disconnect_node(bridge: &str) -> Result<()> {
+    let netlink = Netlink::open()?;
+    let Some(index) = netlink.index(bridge).await? else { return Ok(()) };
+    for port in netlink.ports(index).await? {
+        netlink.delete(&port.name).await?;
+    }
+    netlink.delete(bridge).await
+}
+
+/// Whatever an interrupted attempt left is removed first; an error leaves remains for the next attempt.
+async fn connect_pod(layout: &Layout, uid: &str, ip: Ipv4Addr) -> Result<()> {
+    let node = Netlink::open()?;
+    let (path, host) = (layout.netns(uid), plan::host_link(uid));
+    if path.exists() {
+        node.delete(&host).await?;
+        release(&path)?;
+    }
+    let bridge = node.index(&layout.bridge).await?;
+    let bridge = bridge.ok_or_else(|| kernel("find bridge", &layout.bridge, io::ErrorKind::NotFound.into()))?;
+    let failed = |source| kernel("create network namespace", &path.display().to_string(), source);
+    // From here on this thread is in the pod; `node` stays where it was opened.
+    let namespace = netns::unshare_and_pin(&path).map_err(failed)?;
+    for (name, value) in plan::POD_SYSCTLS {
+        netns::sysctl(name, value).map_err(|source| kernel("set sysctl", name, source))?;
+    }
+    let pod = Netlink::open()?;
+    node.veth(&host, bridge, namespace.as_fd(), plan::mac(ip)).await?;
+    pod.pod(ip, layout.gateway).await?;
+    node.port(&host, &plan::alias(uid, ip)).await
+}
+
+async fn delete_links(names: &[String]) -> Result<()> {
+    let netlink = Netlink::open()?;
+    for name in names {
+        netlink.delete(name).await?;
+    }
+    Ok(())
 }
 
 fn kernel(doing: &'static str, what: &str, source: io::Error) -> Error {

@@ -1,8 +1,10 @@
 //! Links, addresses and routes by rtnetlink, whose API changes often: only this file knows it.
-//! Every verb is idempotent.
+//! Every verb is idempotent. The kernel holds a lock for tens of milliseconds while a link goes, and `send`
+//! waits for it: all of this runs on throw-away threads, never on a runtime's.
 
 use super::ipam::Cidr;
 use super::{Error, Result};
+use crate::sys::netns;
 use futures_util::TryStreamExt;
 use netlink_packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkMessage};
 use netlink_packet_route::route::RouteScope;
@@ -23,10 +25,25 @@ pub struct Port {
     pub alias: String,
 }
 
+/// Runs netlink verbs on a thread of their own, in the caller's network namespace to begin with.
+pub async fn run<T, F, V>(verbs: V) -> Result<T>
+where
+    T: Send + 'static,
+    F: Future<Output = Result<T>>,
+    V: FnOnce() -> F + Send + 'static,
+{
+    let work = || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build();
+        runtime.map_err(|source| super::kernel("start", "netlink", source))?.block_on(verbs())
+    };
+    netns::on_thread(work).await.map_err(|source| super::kernel("start", "netlink thread", source))?
+}
+
 impl Netlink {
-    /// Opens a socket in the calling thread's namespace. Needs a tokio runtime at hand.
-    pub fn open() -> io::Result<Self> {
-        let (connection, handle, _) = rtnetlink::new_connection()?;
+    /// Opens a socket in the calling thread's namespace. Inside `run` only.
+    pub fn open() -> Result<Self> {
+        let opened = rtnetlink::new_connection().map_err(|source| super::kernel("open", "netlink", source))?;
+        let (connection, handle, _) = opened;
         // Ends when the last handle is dropped.
         tokio::spawn(connection);
         Ok(Self(handle))

@@ -11,39 +11,32 @@ use tokio::runtime::Handle;
 
 /// What the kernel reports as the file system type of a pinned namespace.
 const NSFS_MAGIC: i64 = 0x6e73_6673;
-/// Enough for a few system calls and a netlink socket.
-const STACK_BYTES: usize = 128 << 10;
+/// Enough to drive a netlink socket; touched only as far as used.
+const STACK_BYTES: usize = 512 << 10;
 
-/// Makes a namespace, pins it at `path` and runs `inside` in it: sockets opened there stay there.
-pub async fn create<T, F>(path: &Path, inside: F) -> io::Result<(OwnedFd, T)>
-where
-    T: Send + 'static,
-    F: FnOnce() -> io::Result<T> + Send + 'static,
-{
-    let path = path.to_owned();
-    on_thread(move || {
-        unshare(CloneFlags::CLONE_NEWNET)?;
-        File::create(&path)?;
-        // Follows the thread, where /proc/self would name the process' main thread.
-        mount(Some("/proc/thread-self/ns/net"), &path, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
-        let pinned = OwnedFd::from(File::open(&path)?);
-        Ok((pinned, inside()?))
-    })
-    .await
+/// Moves the calling thread, for good, into a new namespace and pins that at `path`. See `on_thread`.
+pub fn unshare_and_pin(path: &Path) -> io::Result<OwnedFd> {
+    unshare(CloneFlags::CLONE_NEWNET)?;
+    File::create(path)?;
+    // Follows the thread, where /proc/self would name the process' main thread.
+    mount(Some("/proc/thread-self/ns/net"), path, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
+    Ok(OwnedFd::from(File::open(path)?))
 }
 
-/// Runs `inside` in the namespace pinned at `path`. Tokio sockets may be made in it; it must not wait.
+/// Runs `inside` in the namespace pinned at `path`: sockets opened there, tokio's too, stay there.
 pub async fn enter<T, F>(path: &Path, inside: F) -> io::Result<T>
 where
     T: Send + 'static,
     F: FnOnce() -> io::Result<T> + Send + 'static,
 {
     let path = path.to_owned();
-    on_thread(move || {
+    let runtime = Handle::current();
+    let work = move || {
         setns(File::open(&path)?, CloneFlags::CLONE_NEWNET)?;
+        let _runtime = runtime.enter();
         inside()
-    })
-    .await
+    };
+    on_thread(work).await?
 }
 
 /// Moves the calling thread, for good, into a new namespace. For threads that a test owns.
@@ -73,18 +66,16 @@ pub fn release(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Runs `work` on a thread that dies afterwards, with the runtime at hand for tokio sockets.
-async fn on_thread<T, F>(work: F) -> io::Result<T>
+/// Runs `work`, which may block, on a thread that dies afterwards.
+pub async fn on_thread<T, F>(work: F) -> io::Result<T>
 where
     T: Send + 'static,
-    F: FnOnce() -> io::Result<T> + Send + 'static,
+    F: FnOnce() -> T + Send + 'static,
 {
     let (done, result) = tokio::sync::oneshot::channel();
-    let runtime = Handle::current();
     std::thread::Builder::new().name("netns".to_owned()).stack_size(STACK_BYTES).spawn(move || {
-        let _runtime = runtime.enter();
         // The receiver is gone when the caller was cancelled; what was made is found again by path.
         let _ = done.send(work());
     })?;
-    result.await.map_err(|_| io::Error::other("network namespace thread panicked"))?
+    result.await.map_err(|_| io::Error::other("network namespace thread panicked"))
 }

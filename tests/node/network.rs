@@ -138,6 +138,7 @@ fn wanted_addresses_are_given_and_remembered_across_a_reboot() {
         let file = node.directory.path().join("state/addresses.json");
         let remembered = std::fs::read(&file).unwrap();
         network.teardown().await.unwrap();
+        drop(network);
         std::fs::write(&file, remembered).unwrap();
         let network = node.network().await;
         assert!(network.attachments().is_empty());
@@ -156,7 +157,8 @@ fn a_crash_leaves_pods_connected_and_remains_are_removed() {
         drop(network);
         // Remains of an attach that a kill interrupted: a namespace without its link, and a plain file.
         let half: PathBuf = node.config().netns_directory.join("half");
-        netns::create(&half, || Ok(())).await.unwrap();
+        let pin = half.clone();
+        netns::on_thread(move || netns::unshare_and_pin(&pin).unwrap()).await.unwrap();
         std::fs::write(node.config().netns_directory.join("less"), "").unwrap();
         assert!(ask(Some(&b), at(a.ip, 80)).await.is_ok(), "no process is needed for traffic");
 

@@ -1,0 +1,290 @@
+//! nf_tables by our own netlink batches: a batch is one transaction, applied whole or not at all.
+//! Numbers are those of `linux/netfilter/nf_tables.h`.
+
+pub mod attribute;
+pub mod expression;
+mod socket;
+
+use attribute::Writer;
+use expression::{Expression, Verdict};
+
+pub(super) use socket::receive;
+pub use socket::{BatchError, Chain, Events, Socket};
+
+const SUBSYSTEM: u16 = 10;
+const BATCH_BEGIN: u16 = 0x10;
+const BATCH_END: u16 = 0x11;
+
+const NEW_TABLE: u16 = 0;
+const DELETE_TABLE: u16 = 2;
+const NEW_CHAIN: u16 = 3;
+const GET_CHAIN: u16 = 4;
+const NEW_RULE: u16 = 6;
+const NEW_SET: u16 = 9;
+const NEW_ELEMENT: u16 = 12;
+const DELETE_ELEMENT: u16 = 14;
+const GET_GENERATION: u16 = 16;
+const GET_TABLE: u16 = 1;
+
+const REQUEST: u16 = 1;
+const ACK: u16 = 4;
+const DUMP: u16 = 0x300;
+const CREATE: u16 = 0x400;
+const APPEND: u16 = 0x800;
+
+const FAMILY_IPV4: u8 = 2;
+const SET_IS_MAP: u32 = 8;
+const VERDICT_TYPE: u32 = 0xffff_ff00;
+/// One attribute holds at most 64 KiB.
+const ELEMENTS_PER_MESSAGE: usize = 400;
+
+/// Only our process may change the table, and it outlives our process: `nft flush ruleset` spares it.
+/// Linux 6.9 and later.
+pub const OWNED_AND_PERSISTENT: u32 = 0x6;
+
+/// How `nft list` prints a field of a key or value; six bits each.
+pub mod kind {
+    pub const ADDRESS: u32 = 7;
+    pub const PROTOCOL: u32 = 12;
+    pub const PORT: u32 = 13;
+    pub const MARK: u32 = 19;
+
+    pub fn concatenation(fields: &[u32]) -> u32 {
+        fields.iter().fold(0, |all, field| all << 6 | field)
+    }
+}
+
+/// Where packets pass a base chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hook {
+    Prerouting = 0,
+    Input = 1,
+    Forward = 2,
+    Output = 3,
+    Postrouting = 4,
+}
+
+/// A set of keys, or a map.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SetType {
+    pub name: &'static str,
+    pub key: Vec<u32>,
+    pub value: ValueType,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ValueType {
+    None,
+    Verdict,
+    Fields(Vec<u32>),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Value {
+    None,
+    Refuse,
+    Drop,
+    Bytes(Vec<u8>),
+}
+
+pub type Element = (Vec<u8>, Value);
+
+/// Messages of one transaction.
+#[derive(Debug)]
+pub struct Batch {
+    writer: Writer,
+    /// What each message does, by sequence number; the first is number 1.
+    labels: Vec<String>,
+    sets: u32,
+}
+
+impl Default for Batch {
+    fn default() -> Self {
+        let mut batch = Self { writer: Writer::default(), labels: Vec::new(), sets: 0 };
+        batch.message(BATCH_BEGIN, 0, 0, SUBSYSTEM, String::new(), |_| {});
+        batch
+    }
+}
+
+impl Batch {
+    pub fn is_empty(&self) -> bool {
+        self.labels.len() == 1
+    }
+
+    pub fn table(&mut self, table: &str, flags: u32) -> &mut Self {
+        self.add(NEW_TABLE, CREATE, format!("add table {table}"), |message| {
+            message.text(1, table).number(2, flags);
+        })
+    }
+
+    pub fn delete_table(&mut self, table: &str) -> &mut Self {
+        self.add(DELETE_TABLE, 0, format!("delete table {table}"), |message| {
+            message.text(1, table);
+        })
+    }
+
+    /// What `nft flush ruleset` does.
+    pub fn flush_ruleset(&mut self) -> &mut Self {
+        self.message(SUBSYSTEM << 8 | DELETE_TABLE, REQUEST, 0, 0, "flush ruleset".to_owned(), |_| {});
+        self
+    }
+
+    pub fn chain(&mut self, table: &str, chain: &str) -> &mut Self {
+        self.add(NEW_CHAIN, CREATE, format!("add chain {chain}"), |message| {
+            message.text(1, table).text(3, chain);
+        })
+    }
+
+    /// `kind` is `filter` or `nat`; the policy is accept.
+    pub fn base_chain(&mut self, table: &str, chain: &str, kind: &str, hook: Hook, priority: i32) -> &mut Self {
+        self.add(NEW_CHAIN, CREATE, format!("add chain {chain}"), |message| {
+            message.text(1, table).text(3, chain).nest(4, |at| {
+                at.number(1, hook as u32).bytes(2, &priority.to_be_bytes());
+            });
+            message.number(5, 1).text(7, kind);
+        })
+    }
+
+    pub fn rule(&mut self, table: &str, chain: &str, parts: &[&[Expression]]) -> &mut Self {
+        self.add(NEW_RULE, CREATE | APPEND, format!("add rule to chain {chain}"), |message| {
+            message.text(1, table).text(2, chain).nest(4, |rule| {
+                parts.iter().copied().flatten().for_each(|expression| expression.write(rule));
+            });
+        })
+    }
+
+    pub fn set(&mut self, table: &str, set: &SetType) -> &mut Self {
+        self.sets += 1;
+        let id = self.sets;
+        let length = |fields: &[u32]| u32::try_from(fields.len() * 4).expect("a few fields");
+        self.add(NEW_SET, CREATE, format!("add set {}", set.name), |message| {
+            let is_map = set.value != ValueType::None;
+            message.text(1, table).text(2, set.name).number(3, if is_map { SET_IS_MAP } else { 0 });
+            message.number(4, kind::concatenation(&set.key)).number(5, length(&set.key));
+            match &set.value {
+                ValueType::None => {}
+                ValueType::Verdict => {
+                    message.number(6, VERDICT_TYPE);
+                }
+                ValueType::Fields(fields) => {
+                    message.number(6, kind::concatenation(fields)).number(7, length(fields));
+                }
+            }
+            message.number(10, id);
+        })
+    }
+
+    pub fn add_elements(&mut self, table: &str, set: &str, elements: &[Element]) -> &mut Self {
+        self.elements(NEW_ELEMENT, CREATE, table, set, elements)
+    }
+
+    /// Values do not matter.
+    pub fn delete_elements(&mut self, table: &str, set: &str, elements: &[Element]) -> &mut Self {
+        self.elements(DELETE_ELEMENT, 0, table, set, elements)
+    }
+
+    fn elements(&mut self, kind: u16, flags: u16, table: &str, set: &str, elements: &[Element]) -> &mut Self {
+        for chunk in elements.chunks(ELEMENTS_PER_MESSAGE) {
+            self.add(kind, flags, format!("change elements of {set}"), |message| {
+                message.text(1, table).text(2, set).nest(3, |list| {
+                    for (key, value) in chunk {
+                        list.nest(1, |element| write_element(element, key, (kind == NEW_ELEMENT).then_some(value)));
+                    }
+                });
+            });
+        }
+        self
+    }
+
+    fn add(&mut self, kind: u16, flags: u16, label: String, write: impl FnOnce(&mut Writer)) -> &mut Self {
+        self.message(SUBSYSTEM << 8 | kind, REQUEST | flags, FAMILY_IPV4, 0, label, write);
+        self
+    }
+
+    fn message(
+        &mut self,
+        kind: u16,
+        flags: u16,
+        family: u8,
+        resource: u16,
+        label: String,
+        write: impl FnOnce(&mut Writer),
+    ) {
+        self.labels.push(label);
+        let sequence = u32::try_from(self.labels.len()).expect("a batch fits a socket buffer");
+        write_message(&mut self.writer, kind, flags | REQUEST, sequence, family, resource, write);
+    }
+
+    fn finish(mut self) -> (Vec<u8>, Vec<String>) {
+        self.message(BATCH_END, 0, 0, SUBSYSTEM, String::new(), |_| {});
+        (self.writer.0, self.labels)
+    }
+}
+
+fn write_element(element: &mut Writer, key: &[u8], value: Option<&Value>) {
+    element.nest(1, |inner| {
+        inner.bytes(1, key);
+    });
+    match value {
+        None | Some(Value::None) => {}
+        Some(Value::Refuse) => Verdict::Goto(REFUSE_CHAIN).write(2, element),
+        Some(Value::Drop) => Verdict::Drop.write(2, element),
+        Some(Value::Bytes(bytes)) => {
+            element.nest(2, |inner| {
+                inner.bytes(1, bytes);
+            });
+        }
+    }
+}
+
+/// The chain that `Value::Refuse` goes to: it rejects.
+pub const REFUSE_CHAIN: &str = "refuse";
+
+/// One netlink message with nfnetlink's header.
+pub(in crate::network) fn write_message(
+    writer: &mut Writer,
+    kind: u16,
+    flags: u16,
+    sequence: u32,
+    family: u8,
+    resource: u16,
+    write: impl FnOnce(&mut Writer),
+) {
+    let start = writer.0.len();
+    writer.0.extend_from_slice(&[0; 4]);
+    writer.0.extend_from_slice(&kind.to_ne_bytes());
+    writer.0.extend_from_slice(&flags.to_ne_bytes());
+    writer.0.extend_from_slice(&sequence.to_ne_bytes());
+    writer.0.extend_from_slice(&[0; 4]);
+    writer.0.extend_from_slice(&[family, 0]);
+    writer.0.extend_from_slice(&resource.to_be_bytes());
+    write(writer);
+    let length = u32::try_from(writer.0.len() - start).expect("a message fits a socket buffer");
+    writer.0[start..start + 4].copy_from_slice(&length.to_ne_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn elements_are_chunked_to_fit_attributes() {
+        let elements: Vec<Element> =
+            (0..1000u32).map(|n| (vec![0; 20], Value::Bytes(n.to_be_bytes().to_vec()))).collect();
+        let mut batch = Batch::default();
+        batch.add_elements("t", "s", &elements);
+        let (bytes, labels) = batch.finish();
+        assert_eq!(labels.len(), 2 + 3, "begin, three chunks, end");
+        assert!(bytes.len() > 40_000);
+    }
+
+    #[test]
+    fn an_empty_batch_knows_it() {
+        let mut batch = Batch::default();
+        assert!(batch.is_empty());
+        batch.add_elements("t", "s", &[]);
+        assert!(batch.is_empty());
+        batch.table("t", 0);
+        assert!(!batch.is_empty());
+    }
+}
