@@ -3,6 +3,7 @@
 
 pub mod admission;
 
+pub use crate::api::codec::{Decoded, FieldValidation};
 use crate::api::kinds::{KindRef, Kinds};
 use crate::api::object::Object;
 use crate::api::status::Result;
@@ -26,14 +27,6 @@ impl User {
     pub fn system(component: &str) -> Self {
         Self { name: format!("system:{component}"), groups: vec!["system:masters".into()], ..Self::default() }
     }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum FieldValidation {
-    Ignore,
-    #[default]
-    Warn,
-    Strict,
 }
 
 /// The circumstances of one request.
@@ -126,12 +119,6 @@ pub enum Change {
     },
     /// The watch ends after this one.
     Error(crate::api::status::Status),
-}
-
-/// Parsed object and its warnings, as the codecs give it.
-pub struct Decoded {
-    pub object: Object,
-    pub warnings: Vec<String>,
 }
 
 pub type Outcome = Result<Written>;

@@ -140,7 +140,9 @@ def go_fields(structs, name, prefix=()):
         json_name, *options = parts.get("json", "").split(",")
         number = [int(parts["protobuf"].split(",")[1])] if "protobuf" in parts else []
         if "inline" in options or (not json_name and kind == "struct"):
-            out.update(go_fields(structs, go_type, prefix + tuple(number)))
+            inner = go_fields(structs, go_type, prefix + tuple(number))
+            # TypeMeta: its fields travel in the envelope, not in the message.
+            out.update(inner if number else {name: ((), *rest) for name, (_, *rest) in inner.items()})
         elif json_name and json_name != "-":
             always = "omitempty" not in options and "omitzero" not in options
             always |= kind == "struct" and "omitzero" not in options
@@ -280,6 +282,9 @@ def main(swagger_path, proto_dir, *programs):
         if not go:
             print(f"no Go type for {name}", file=sys.stderr)
             go = {field: ((number,), "", "", False) for field, number in proto.items()}
+        tags = [facts[0] for facts in go.values() if facts[0]]
+        if len(tags) != len(set(tags)):
+            sys.exit(f"{name}: a tag appears twice")
         atomic = " atomic" if schema.get("x-kubernetes-map-type") == "atomic" else ""
         lines.append(f"\ntype {name}{atomic}")
         for field, one in sorted(schema.get("properties", {}).items()):
