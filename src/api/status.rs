@@ -15,6 +15,9 @@ pub struct Status {
     pub message: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub details: Option<Box<Details>>,
+    /// `metadata.continue`: with `Expired`, where an inconsistent list would go on.
+    #[serde(skip)]
+    pub continue_token: Option<Box<str>>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -74,11 +77,17 @@ impl Subject<'_> {
 impl Status {
     /// An error without details.
     pub fn new(code: u16, reason: &str, message: impl Into<String>) -> Self {
-        Self { code, reason: reason.to_owned(), message: message.into(), details: None }
+        Self { code, reason: reason.to_owned(), message: message.into(), details: None, continue_token: None }
     }
 
     fn about(code: u16, reason: &str, subject: Subject, message: String) -> Self {
-        Self { code, reason: reason.to_owned(), message, details: Some(Box::new(subject.details())) }
+        Self {
+            code,
+            reason: reason.to_owned(),
+            message,
+            details: Some(Box::new(subject.details())),
+            continue_token: None,
+        }
     }
 
     pub fn bad_request(message: impl Into<String>) -> Self {
@@ -212,6 +221,9 @@ impl Status {
             "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
             "message": self.message, "reason": self.reason, "code": self.code,
         });
+        if let Some(token) = &self.continue_token {
+            object["metadata"]["continue"] = Value::from(&**token);
+        }
         if let Some(details) = &self.details {
             object["details"] = serde_json::to_value(details).unwrap_or(Value::Null);
         }

@@ -2,16 +2,37 @@
 //! Never knows HTTP. The order of admission is one list (`admission::PLUGINS`).
 
 pub mod admission;
+mod bootstrap;
+mod cluster_ip;
+mod create;
+mod delete;
+mod encode;
+mod list;
+mod meta;
+mod patch;
+mod pod;
+mod scale;
+mod schema;
+mod selection;
+mod subresource;
+#[cfg(test)]
+mod tests;
+mod token;
+mod trace;
+mod update;
+mod watch;
 
 pub use crate::api::codec::{Decoded, FieldValidation};
-use crate::api::kinds::{KindRef, Kinds};
+use crate::api::kinds::{Kind, Kinds};
 use crate::api::object::Object;
-use crate::api::status::Result;
+use crate::api::status::{Cause, Details, Result, Status, Subject};
 use crate::clock::Clock;
-use crate::store::{Entry, Store};
+use crate::store::{Entry, Store, StoreError};
 use crate::telemetry::Trace;
-use futures_util::stream::BoxStream;
+use std::net::Ipv4Addr;
 use std::sync::Arc;
+
+pub use delete::returns_deleted_object;
 
 /// Who asks, as authentication found them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -121,90 +142,91 @@ pub enum Change {
     Error(crate::api::status::Status),
 }
 
+impl From<Object> for Decoded {
+    fn from(object: Object) -> Self {
+        Self { object, warnings: Vec::new() }
+    }
+}
+
 pub type Outcome = Result<Written>;
+
+/// What the registry must know of the cluster.
+#[derive(Clone, Debug)]
+pub struct RegistryConfig {
+    /// Service addresses come from here: network and prefix length.
+    pub service_cidr: (Ipv4Addr, u8),
+    pub cluster_domain: String,
+}
+
+impl Default for RegistryConfig {
+    fn default() -> Self {
+        Self { service_cidr: (Ipv4Addr::new(10, 96, 0, 0), 16), cluster_domain: "cluster.local".to_owned() }
+    }
+}
 
 /// The verbs. One per process; shared by the API server and the local clients.
 pub struct Registry {
+    pub config: RegistryConfig,
     pub kinds: Kinds,
     pub store: Arc<dyn Store>,
     pub clock: Clock,
     pub trace: Arc<Trace>,
+    /// Held from choosing a Service's addresses until the Service is stored, so that none is given twice.
+    services: tokio::sync::Mutex<()>,
 }
 
 impl Registry {
-    pub async fn get(&self, _kind: &KindRef, _namespace: &str, _name: &str) -> Result<Arc<Entry>> {
-        unimplemented!()
+    pub fn new(config: RegistryConfig, store: Arc<dyn Store>, kinds: Kinds, clock: Clock, trace: Arc<Trace>) -> Self {
+        Self { config, kinds, store, clock, trace, services: tokio::sync::Mutex::default() }
     }
-    pub async fn list(&self, _kind: &KindRef, _namespace: &str, _options: &ListOptions) -> Result<List> {
-        unimplemented!()
+
+    /// The object in the version of `kind`. `status` reads are the same.
+    pub async fn get(&self, kind: &Kind, namespace: &str, name: &str) -> Result<Arc<Entry>> {
+        let found = self.stored(kind, namespace, name).await?;
+        encode::shown(kind, &found.ok_or_else(|| Status::not_found(subject(kind, name)))?)
     }
-    pub async fn watch(
-        &self,
-        _kind: &KindRef,
-        _namespace: &str,
-        _options: &ListOptions,
-    ) -> Result<BoxStream<'static, Change>> {
-        unimplemented!()
+
+    /// The object as it is stored, if it is.
+    async fn stored(&self, kind: &Kind, namespace: &str, name: &str) -> Result<Option<Arc<Entry>>> {
+        self.store.get(&kind.key(namespace, name)).await.map_err(|error| store_error(kind, name, error))
     }
-    pub async fn create(&self, _context: &Context, _kind: &KindRef, _namespace: &str, _object: Decoded) -> Outcome {
-        unimplemented!()
+}
+
+/// The object as most errors name it: by its plural resource.
+fn subject<'a>(kind: &'a Kind, name: &'a str) -> Subject<'a> {
+    Subject { group: &kind.group, kind: &kind.plural, name }
+}
+
+/// The object as `Invalid` and preconditions name it: by its kind.
+fn kind_subject<'a>(kind: &'a Kind, name: &'a str) -> Subject<'a> {
+    Subject { group: &kind.group, kind: &kind.kind, name }
+}
+
+fn store_error(kind: &Kind, name: &str, error: StoreError) -> Status {
+    match error {
+        StoreError::Exists(_) => Status::already_exists(subject(kind, name)),
+        StoreError::Absent => Status::not_found(subject(kind, name)),
+        StoreError::Conflict(_) => Status::modified(subject(kind, name)),
+        StoreError::Compacted(asked, oldest) => {
+            Status::expired(format!("too old resource version: {asked} ({oldest})"))
+        }
+        StoreError::Future(asked, newest) => too_large_revision(asked, newest),
+        StoreError::Closed => Status::unavailable("the store is closed"),
+        StoreError::Engine(cause) => {
+            tracing::error!(error = %cause, "store failed");
+            Status::internal(format!("store failed: {cause}"))
+        }
     }
-    /// `subresource`: empty, `status`, `scale`, `ephemeralcontainers`, `resize`, `finalize`, …
-    pub async fn update(
-        &self,
-        _context: &Context,
-        _kind: &KindRef,
-        _subresource: &str,
-        _namespace: &str,
-        _name: &str,
-        _object: Decoded,
-    ) -> Outcome {
-        unimplemented!()
-    }
-    /// `patch` as sent, parsed: an array for JSON Patch, an object otherwise.
-    #[allow(clippy::too_many_arguments, reason = "the parts of one request line")]
-    pub async fn patch(
-        &self,
-        _context: &Context,
-        _kind: &KindRef,
-        _subresource: &str,
-        _namespace: &str,
-        _name: &str,
-        _type: PatchType,
-        _patch: Decoded,
-    ) -> Outcome {
-        unimplemented!()
-    }
-    /// POST to a subresource that is not a plain update: `pods/binding`, `pods/eviction`.
-    pub async fn create_subresource(
-        &self,
-        _context: &Context,
-        _kind: &KindRef,
-        _subresource: &str,
-        _namespace: &str,
-        _name: &str,
-        _object: Decoded,
-    ) -> Result<Object> {
-        unimplemented!()
-    }
-    pub async fn delete(
-        &self,
-        _context: &Context,
-        _kind: &KindRef,
-        _namespace: &str,
-        _name: &str,
-        _options: &DeleteOptions,
-    ) -> Result<Deleted> {
-        unimplemented!()
-    }
-    pub async fn delete_collection(
-        &self,
-        _context: &Context,
-        _kind: &KindRef,
-        _namespace: &str,
-        _list: &ListOptions,
-        _options: &DeleteOptions,
-    ) -> Result<List> {
-        unimplemented!()
-    }
+}
+
+fn too_large_revision(asked: u64, newest: u64) -> Status {
+    let mut status = Status::timeout(format!("Timeout: Too large resource version: {asked}, current: {newest}"));
+    let cause = Cause {
+        reason: "ResourceVersionTooLarge".into(),
+        message: "Too large resource version".into(),
+        field: String::new(),
+    };
+    status.details =
+        Some(Box::new(Details { causes: vec![cause], retry_after_seconds: Some(1), ..Details::default() }));
+    status
 }

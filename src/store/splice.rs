@@ -59,15 +59,24 @@ pub fn insert(value: &[u8], at: usize, revision: u64) -> Bytes {
 
 /// The inverse of `insert`.
 pub fn remove(bytes: &[u8], at: usize) -> Vec<u8> {
+    let (head, tail) = without(bytes, at);
+    [head, tail].concat()
+}
+
+/// Whether `bytes` is `value` with some revision in it.
+pub fn equals(bytes: &[u8], at: usize, value: &[u8]) -> bool {
+    let (head, tail) = without(bytes, at);
+    value.len() == head.len() + tail.len() && value.starts_with(head) && value.ends_with(tail)
+}
+
+/// What is before and what is after the spliced member.
+fn without(bytes: &[u8], at: usize) -> (&[u8], &[u8]) {
     let digits = bytes[at + HEAD.len()..].iter().take_while(|byte| byte.is_ascii_digit()).count();
     let mut end = at + HEAD.len() + digits + 1;
     if bytes.get(end) == Some(&b',') {
         end += 1;
     }
-    let mut value = Vec::with_capacity(bytes.len() - (end - at));
-    value.extend_from_slice(&bytes[..at]);
-    value.extend_from_slice(&bytes[end..]);
-    value
+    (&bytes[..at], &bytes[end..])
 }
 
 #[cfg(test)]
@@ -98,6 +107,7 @@ mod tests {
             let shown: Value = serde_json::from_slice(&bytes).unwrap();
             assert_eq!(shown["metadata"]["resourceVersion"], "12345");
             assert_eq!(remove(&bytes, at), raw);
+            assert!(equals(&bytes, at, &raw) && !equals(&bytes, at, &bytes));
         }
     }
 }

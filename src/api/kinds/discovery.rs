@@ -1,7 +1,6 @@
 //! Rows of discovery.k8s.io/v1.
 
 use super::Kind;
-use super::print;
 use super::row::{Row, names};
 
 macro_rules! kind {
@@ -11,5 +10,4 @@ macro_rules! kind {
 }
 
 pub(super) static ENDPOINT_SLICE: Kind =
-    Row { printer: print::ENDPOINT_SLICE, ..Row::namespaced(kind!("EndpointSlice" "endpointslices" "endpointslice")) }
-        .build();
+    Row::namespaced(kind!("EndpointSlice" "endpointslices" "endpointslice")).build();

@@ -1,7 +1,6 @@
 //! Rows of node.k8s.io/v1.
 
 use super::Kind;
-use super::print;
 use super::row::{Row, names};
 
 macro_rules! kind {
@@ -10,9 +9,5 @@ macro_rules! kind {
     };
 }
 
-pub(super) static RUNTIME_CLASS: Kind = Row {
-    unconditional_update: false,
-    printer: print::RUNTIME_CLASS,
-    ..Row::cluster(kind!("RuntimeClass" "runtimeclasses" "runtimeclass"))
-}
-.build();
+pub(super) static RUNTIME_CLASS: Kind =
+    Row { unconditional_update: false, ..Row::cluster(kind!("RuntimeClass" "runtimeclasses" "runtimeclass")) }.build();

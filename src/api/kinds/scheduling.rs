@@ -1,7 +1,6 @@
 //! Rows of scheduling.k8s.io/v1.
 
 use super::Kind;
-use super::print;
 use super::row::{Row, names, texts};
 
 macro_rules! kind {
@@ -13,7 +12,6 @@ macro_rules! kind {
 pub(super) static PRIORITY_CLASS: Kind = Row {
     short_names: texts!["pc"],
     create_on_update: true,
-    printer: print::PRIORITY_CLASS,
     ..Row::cluster(kind!("PriorityClass" "priorityclasses" "priorityclass"))
 }
 .build();

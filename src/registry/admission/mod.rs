@@ -1,1 +1,85 @@
-//! One ordered list of admission plugins; a file per plugin.
+//! Admission: what the cluster, not the kind, has to say about a write. One ordered list, a file per plugin.
+//! All plugins may change the object first; then all may refuse it.
+
+use super::{Context, Registry};
+use crate::api::kinds::Kind;
+use crate::api::object::Object;
+use crate::api::status::Result;
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, ready};
+use jiff::Timestamp;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    Create,
+    Update,
+    Delete,
+}
+
+/// A write on its way.
+pub struct Request<'a> {
+    pub context: &'a Context,
+    pub kind: &'a Kind,
+    /// Empty for the main resource.
+    pub subresource: &'a str,
+    pub operation: Operation,
+    pub namespace: &'a str,
+    pub name: &'a str,
+    /// The object as it is; `None` for a creation.
+    pub old: Option<&'a Object>,
+    pub now: Timestamp,
+}
+
+impl Request<'_> {
+    /// Whether this is about a kind of the core group, by plural name.
+    pub fn is_core(&self, plural: &str) -> bool {
+        self.kind.group.is_empty() && self.kind.plural == plural
+    }
+
+    /// Whether a main resource of the core group is being created.
+    pub fn creates(&self, plural: &str) -> bool {
+        self.operation == Operation::Create && self.subresource.is_empty() && self.is_core(plural)
+    }
+}
+
+/// One concern. Reads the store through the registry; never writes.
+pub trait Plugin: Sync {
+    /// Asked first, so that writes it has nothing to do with cost nothing.
+    fn handles(&self, request: &Request) -> bool;
+
+    fn admit<'a>(
+        &'a self,
+        _registry: &'a Registry,
+        _request: &'a Request<'a>,
+        _object: &'a mut Object,
+    ) -> BoxFuture<'a, Result<()>> {
+        ready(Ok(())).boxed()
+    }
+
+    /// `object` is what will be stored; for a deletion what is.
+    fn validate<'a>(
+        &'a self,
+        _registry: &'a Registry,
+        _request: &'a Request<'a>,
+        _object: &'a Object,
+    ) -> BoxFuture<'a, Result<()>> {
+        ready(Ok(())).boxed()
+    }
+}
+
+/// In upstream's order.
+pub static PLUGINS: &[&dyn Plugin] = &[];
+
+pub(super) async fn admit(registry: &Registry, request: &Request<'_>, object: &mut Object) -> Result<()> {
+    for plugin in PLUGINS.iter().filter(|plugin| plugin.handles(request)) {
+        plugin.admit(registry, request, object).await?;
+    }
+    Ok(())
+}
+
+pub(super) async fn validate(registry: &Registry, request: &Request<'_>, object: &Object) -> Result<()> {
+    for plugin in PLUGINS.iter().filter(|plugin| plugin.handles(request)) {
+        plugin.validate(registry, request, object).await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,42 @@
+//! The steps of a pod's way that the registry sees, for `edgelet trace`.
+
+use super::Registry;
+use crate::api::kinds::Kind;
+use crate::api::object::{Object, ObjectExt};
+use serde_json::Value;
+
+const ROOM: &str = "apiserver";
+
+/// What a write of a pod means; nothing for other kinds.
+pub(super) fn steps(kind: &Kind, old: Option<&Object>, new: &Object) -> Vec<&'static str> {
+    if kind.storage_prefix != "pods" {
+        return Vec::new();
+    }
+    let Some(old) = old else { return vec!["created"] };
+    let marks: [(&str, fn(&Object) -> bool); 4] = [
+        ("bound", |pod| !pod.str_at(&["spec", "nodeName"]).is_empty()),
+        ("status Running", |pod| pod.str_at(&["status", "phase"]) == "Running"),
+        ("Ready", is_ready),
+        ("deletion requested", |pod| pod.deletion_timestamp().is_some()),
+    ];
+    marks.into_iter().filter(|(_, holds)| holds(new) && !holds(old)).map(|(step, _)| step).collect()
+}
+
+fn is_ready(pod: &Object) -> bool {
+    let conditions = pod.at(&["status", "conditions"]).and_then(Value::as_array);
+    conditions.into_iter().flatten().any(|one| one.str_at(&["type"]) == "Ready" && one.str_at(&["status"]) == "True")
+}
+
+impl Registry {
+    pub(super) fn mark(&self, uid: &str, steps: &[&'static str]) {
+        for step in steps {
+            self.trace.mark(&self.clock, uid, ROOM, step);
+        }
+    }
+
+    pub(super) fn mark_deleted(&self, kind: &Kind, uid: &str) {
+        if kind.storage_prefix == "pods" {
+            self.mark(uid, &["deleted"]);
+        }
+    }
+}
