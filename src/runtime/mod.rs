@@ -6,7 +6,9 @@ mod executor;
 #[cfg(any(test, feature = "fake"))]
 pub mod fake;
 mod log;
+mod seccomp;
 pub mod shim;
+mod spec;
 pub mod volume;
 
 use bytes::Bytes;

@@ -1,5 +1,7 @@
 //! All unsafe code: mounts, namespaces, pidfds, cgroups, BPF.
 
+pub mod cgroup;
+pub mod mount;
 pub mod netns;
 pub mod process;
 pub mod seqpacket;
