@@ -82,7 +82,7 @@ fn decode_into(
     }
     let mut reader = Reader(message);
     while let Some((tag, wire)) = reader.next()? {
-        let Ok(tag) = u8::try_from(tag) else { continue };
+        let Some(tag) = u8::try_from(tag).ok().filter(|tag| *tag > 0) else { continue };
         let mut path = prefix.to_vec();
         path.push(tag);
         if path.len() > 3 {
