@@ -115,6 +115,8 @@ pub struct ContainerConfig {
     pub stop_signal: String,
     /// Where the container writes its last words, relative to nothing: a path in the container.
     pub termination_message_path: String,
+    /// The log's tail takes its place when a failed container wrote none (`FallbackToLogsOnError`).
+    pub termination_message_from_log: bool,
     /// Hash of the container's spec, given back by `list`.
     pub spec_hash: u64,
     /// Pod annotations; only the fake runtime reads them.

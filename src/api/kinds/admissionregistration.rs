@@ -1,6 +1,7 @@
 //! Rows of admissionregistration.k8s.io/v1.
 
 use super::Kind;
+use super::print;
 use super::row::{API_EXTENSIONS, GET_PATCH_UPDATE, Row, names, subresources};
 
 macro_rules! kind {
@@ -12,6 +13,7 @@ macro_rules! kind {
 pub(super) static MUTATING_ADMISSION_POLICY: Kind = Row {
     categories: API_EXTENSIONS,
     unconditional_update: false,
+    printer: print::MUTATING_POLICY,
     ..Row::cluster(kind!("MutatingAdmissionPolicy" "mutatingadmissionpolicies" "mutatingadmissionpolicy"))
 }
 .build();
@@ -19,6 +21,7 @@ pub(super) static MUTATING_ADMISSION_POLICY: Kind = Row {
 pub(super) static MUTATING_ADMISSION_POLICY_BINDING: Kind = Row {
     categories: API_EXTENSIONS,
     unconditional_update: false,
+    printer: print::POLICY_BINDING,
     ..Row::cluster(
         kind!("MutatingAdmissionPolicyBinding" "mutatingadmissionpolicybindings" "mutatingadmissionpolicybinding"),
     )
@@ -28,6 +31,7 @@ pub(super) static MUTATING_ADMISSION_POLICY_BINDING: Kind = Row {
 pub(super) static MUTATING_WEBHOOK_CONFIGURATION: Kind = Row {
     categories: API_EXTENSIONS,
     unconditional_update: false,
+    printer: print::WEBHOOK_CONFIGURATION,
     ..Row::cluster(kind!("MutatingWebhookConfiguration" "mutatingwebhookconfigurations" "mutatingwebhookconfiguration"))
 }
 .build();
@@ -36,6 +40,7 @@ pub(super) static VALIDATING_ADMISSION_POLICY: Kind = Row {
     categories: API_EXTENSIONS,
     subresources: subresources!["status" "ValidatingAdmissionPolicy" GET_PATCH_UPDATE;],
     unconditional_update: false,
+    printer: print::VALIDATING_POLICY,
     ..Row::cluster(kind!("ValidatingAdmissionPolicy" "validatingadmissionpolicies" "validatingadmissionpolicy"))
 }
 .build();
@@ -43,13 +48,14 @@ pub(super) static VALIDATING_ADMISSION_POLICY: Kind = Row {
 pub(super) static VALIDATING_ADMISSION_POLICY_BINDING: Kind = Row {
     categories: API_EXTENSIONS,
     unconditional_update: false,
-    ..Row::cluster(kind!("ValidatingAdmissionPolicyBinding" "validatingadmissionpolicybindings" "validatingadmissionpolicybinding"))
+    printer: print::POLICY_BINDING, ..Row::cluster(kind!("ValidatingAdmissionPolicyBinding" "validatingadmissionpolicybindings" "validatingadmissionpolicybinding"))
 }
 .build();
 
 pub(super) static VALIDATING_WEBHOOK_CONFIGURATION: Kind = Row {
     categories: API_EXTENSIONS,
     unconditional_update: false,
+    printer: print::WEBHOOK_CONFIGURATION,
     ..Row::cluster(
         kind!("ValidatingWebhookConfiguration" "validatingwebhookconfigurations" "validatingwebhookconfiguration"),
     )

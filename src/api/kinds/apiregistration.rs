@@ -1,6 +1,7 @@
 //! Rows of apiregistration.k8s.io/v1.
 
 use super::Kind;
+use super::print;
 use super::row::{API_EXTENSIONS, GET_PATCH_UPDATE, Row, names, subresources};
 
 macro_rules! kind {
@@ -13,6 +14,7 @@ pub(super) static API_SERVICE: Kind = Row {
     categories: API_EXTENSIONS,
     subresources: subresources!["status" "APIService" GET_PATCH_UPDATE;],
     unconditional_update: false,
+    printer: print::API_SERVICE,
     ..Row::cluster(kind!("APIService" "apiservices" "apiservice"))
 }
 .build();

@@ -1,5 +1,6 @@
 //! Rows of apps/v1.
 
+use super::print;
 use super::row::{ALL, GET_PATCH_UPDATE, Row, fields, names, subresources, texts};
 use super::{CacheLevel, Kind};
 
@@ -11,6 +12,7 @@ macro_rules! kind {
 
 pub(super) static CONTROLLER_REVISION: Kind = Row {
     cache: CacheLevel::Index,
+    printer: print::CONTROLLER_REVISION,
     ..Row::namespaced(kind!("ControllerRevision" "controllerrevisions" "controllerrevision"))
 }
 .build();
@@ -19,6 +21,7 @@ pub(super) static DAEMON_SET: Kind = Row {
     short_names: texts!["ds"],
     categories: ALL,
     subresources: subresources!["status" "DaemonSet" GET_PATCH_UPDATE;],
+    printer: print::DAEMON_SET,
     ..Row::namespaced(kind!("DaemonSet" "daemonsets" "daemonset"))
 }
 .build();
@@ -30,6 +33,7 @@ pub(super) static DEPLOYMENT: Kind = Row {
         "scale" "Scale" ["autoscaling" "v1"] GET_PATCH_UPDATE;
         "status" "Deployment" GET_PATCH_UPDATE;
     ],
+    printer: print::DEPLOYMENT,
     ..Row::namespaced(kind!("Deployment" "deployments" "deployment"))
 }
 .build();
@@ -42,6 +46,7 @@ pub(super) static REPLICA_SET: Kind = Row {
         "status" "ReplicaSet" GET_PATCH_UPDATE;
     ],
     fields: fields!["status.replicas" number ["status" "replicas"];],
+    printer: print::REPLICA_SET,
     ..Row::namespaced(kind!("ReplicaSet" "replicasets" "replicaset"))
 }
 .build();
@@ -53,6 +58,7 @@ pub(super) static STATEFUL_SET: Kind = Row {
         "scale" "Scale" ["autoscaling" "v1"] GET_PATCH_UPDATE;
         "status" "StatefulSet" GET_PATCH_UPDATE;
     ],
+    printer: print::STATEFUL_SET,
     ..Row::namespaced(kind!("StatefulSet" "statefulsets" "statefulset"))
 }
 .build();

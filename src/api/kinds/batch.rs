@@ -1,6 +1,7 @@
 //! Rows of batch/v1.
 
 use super::Kind;
+use super::print;
 use super::row::{ALL, GET_PATCH_UPDATE, Row, fields, names, subresources, texts};
 
 macro_rules! kind {
@@ -13,6 +14,7 @@ pub(super) static CRON_JOB: Kind = Row {
     short_names: texts!["cj"],
     categories: ALL,
     subresources: subresources!["status" "CronJob" GET_PATCH_UPDATE;],
+    printer: print::CRON_JOB,
     ..Row::namespaced(kind!("CronJob" "cronjobs" "cronjob"))
 }
 .build();
@@ -21,6 +23,7 @@ pub(super) static JOB: Kind = Row {
     categories: ALL,
     subresources: subresources!["status" "Job" GET_PATCH_UPDATE;],
     fields: fields!["status.successful" number ["status" "succeeded"];],
+    printer: print::JOB,
     ..Row::namespaced(kind!("Job" "jobs" "job"))
 }
 .build();

@@ -1,6 +1,7 @@
 //! Rows of certificates.k8s.io/v1.
 
 use super::Kind;
+use super::print;
 use super::row::{GET_PATCH_UPDATE, Row, fields, names, subresources, texts};
 
 macro_rules! kind {
@@ -16,6 +17,7 @@ pub(super) static CERTIFICATE_SIGNING_REQUEST: Kind = Row {
         "status" "CertificateSigningRequest" GET_PATCH_UPDATE;
     ],
     fields: fields!["spec.signerName" text ["spec" "signerName"];],
+    printer: print::CERTIFICATE_SIGNING_REQUEST,
     ..Row::cluster(kind!("CertificateSigningRequest" "certificatesigningrequests" "certificatesigningrequest"))
 }
 .build();

@@ -1,5 +1,6 @@
 //! Rows of coordination.k8s.io/v1.
 
+use super::print;
 use super::row::{Row, names};
 use super::{DurabilityClass, Kind};
 
@@ -13,6 +14,7 @@ pub(super) static LEASE: Kind = Row {
     durability: DurabilityClass::LazyRenewal,
     create_on_update: true,
     unconditional_update: false,
+    printer: print::LEASE,
     ..Row::namespaced(kind!("Lease" "leases" "lease"))
 }
 .build();

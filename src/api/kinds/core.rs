@@ -1,5 +1,6 @@
 //! Rows of the core group, v1.
 
+use super::print;
 use super::row::{
     ALL, CREATE, CREATE_GET, GET, GET_LIST, GET_PATCH_UPDATE, PROXY, Row, UPDATE, fields, names, subresources, texts,
 };
@@ -17,6 +18,7 @@ pub(super) static COMPONENT_STATUS: Kind = Row {
     short_names: texts!["cs"],
     verbs: GET_LIST,
     cache: CacheLevel::None,
+    printer: print::COMPONENT_STATUS,
     ..Row::cluster(kind!("ComponentStatus" "componentstatuses" "componentstatus"))
 }
 .build();
@@ -24,6 +26,7 @@ pub(super) static COMPONENT_STATUS: Kind = Row {
 pub(super) static CONFIG_MAP: Kind = Row {
     short_names: texts!["cm"],
     cache: CacheLevel::Index,
+    printer: print::CONFIG_MAP,
     ..Row::namespaced(kind!("ConfigMap" "configmaps" "configmap"))
 }
 .build();
@@ -31,6 +34,7 @@ pub(super) static CONFIG_MAP: Kind = Row {
 pub(super) static ENDPOINTS: Kind = Row {
     short_names: texts!["ep"],
     create_on_update: true,
+    printer: print::ENDPOINTS,
     ..Row::namespaced(kind!("Endpoints" "endpoints" "endpoints"))
 }
 .build();
@@ -40,6 +44,7 @@ pub(super) static EVENT: Kind = Row {
     durability: DurabilityClass::Lazy,
     create_on_update: true,
     fields: EVENT_FIELDS,
+    printer: print::EVENT,
     ..Row::namespaced(kind!("Event" "events" "event"))
 }
 .build();
@@ -60,6 +65,7 @@ pub(super) static NAMESPACE: Kind = Row {
         "status" "Namespace" GET_PATCH_UPDATE;
     ],
     fields: fields!["status.phase" text ["status" "phase"];],
+    printer: print::NAMESPACE,
     ..Row::cluster(kind!("Namespace" "namespaces" "namespace"))
 }
 .build();
@@ -71,6 +77,7 @@ pub(super) static NODE: Kind = Row {
         "status" "Node" GET_PATCH_UPDATE;
     ],
     fields: fields!["spec.unschedulable" flag ["spec" "unschedulable"];],
+    printer: print::NODE,
     ..Row::cluster(kind!("Node" "nodes" "node"))
 }
 .build();
@@ -78,6 +85,7 @@ pub(super) static NODE: Kind = Row {
 pub(super) static PERSISTENT_VOLUME_CLAIM: Kind = Row {
     short_names: texts!["pvc"],
     subresources: subresources!["status" "PersistentVolumeClaim" GET_PATCH_UPDATE;],
+    printer: print::PERSISTENT_VOLUME_CLAIM,
     ..Row::namespaced(kind!("PersistentVolumeClaim" "persistentvolumeclaims" "persistentvolumeclaim"))
 }
 .build();
@@ -85,6 +93,7 @@ pub(super) static PERSISTENT_VOLUME_CLAIM: Kind = Row {
 pub(super) static PERSISTENT_VOLUME: Kind = Row {
     short_names: texts!["pv"],
     subresources: subresources!["status" "PersistentVolume" GET_PATCH_UPDATE;],
+    printer: print::PERSISTENT_VOLUME,
     ..Row::cluster(kind!("PersistentVolume" "persistentvolumes" "persistentvolume"))
 }
 .build();
@@ -114,12 +123,17 @@ pub(super) static POD: Kind = Row {
         "status.podIP" text ["status" "podIP"];
         "status.nominatedNodeName" text ["status" "nominatedNodeName"];
     ],
+    printer: print::POD,
     ..Row::namespaced(kind!("Pod" "pods" "pod"))
 }
 .build();
 
-pub(super) static POD_TEMPLATE: Kind =
-    Row { cache: CacheLevel::Index, ..Row::namespaced(kind!("PodTemplate" "podtemplates" "podtemplate")) }.build();
+pub(super) static POD_TEMPLATE: Kind = Row {
+    cache: CacheLevel::Index,
+    printer: print::POD_TEMPLATE,
+    ..Row::namespaced(kind!("PodTemplate" "podtemplates" "podtemplate"))
+}
+.build();
 
 pub(super) static REPLICATION_CONTROLLER: Kind = Row {
     short_names: texts!["rc"],
@@ -129,6 +143,7 @@ pub(super) static REPLICATION_CONTROLLER: Kind = Row {
         "status" "ReplicationController" GET_PATCH_UPDATE;
     ],
     fields: fields!["status.replicas" number ["status" "replicas"];],
+    printer: print::REPLICATION_CONTROLLER,
     ..Row::namespaced(kind!("ReplicationController" "replicationcontrollers" "replicationcontroller"))
 }
 .build();
@@ -136,6 +151,7 @@ pub(super) static REPLICATION_CONTROLLER: Kind = Row {
 pub(super) static RESOURCE_QUOTA: Kind = Row {
     short_names: texts!["quota"],
     subresources: subresources!["status" "ResourceQuota" GET_PATCH_UPDATE;],
+    printer: print::RESOURCE_QUOTA,
     ..Row::namespaced(kind!("ResourceQuota" "resourcequotas" "resourcequota"))
 }
 .build();
@@ -143,6 +159,7 @@ pub(super) static RESOURCE_QUOTA: Kind = Row {
 pub(super) static SECRET: Kind = Row {
     cache: CacheLevel::Index,
     fields: fields!["type" text ["type"];],
+    printer: print::SECRET,
     ..Row::namespaced(kind!("Secret" "secrets" "secret"))
 }
 .build();
@@ -150,6 +167,7 @@ pub(super) static SECRET: Kind = Row {
 pub(super) static SERVICE_ACCOUNT: Kind = Row {
     short_names: texts!["sa"],
     subresources: subresources!["token" "TokenRequest" ["authentication.k8s.io" "v1"] CREATE;],
+    printer: print::NAME_AND_AGE,
     ..Row::namespaced(kind!("ServiceAccount" "serviceaccounts" "serviceaccount"))
 }
 .build();
@@ -167,6 +185,7 @@ pub(super) static SERVICE: Kind = Row {
         "spec.clusterIP" text ["spec" "clusterIP"];
         "spec.type" text ["spec" "type"];
     ],
+    printer: print::SERVICE,
     ..Row::namespaced(kind!("Service" "services" "service"))
 }
 .build();

@@ -1,6 +1,7 @@
 //! Rows of discovery.k8s.io/v1.
 
 use super::Kind;
+use super::print;
 use super::row::{Row, names};
 
 macro_rules! kind {
@@ -10,4 +11,5 @@ macro_rules! kind {
 }
 
 pub(super) static ENDPOINT_SLICE: Kind =
-    Row::namespaced(kind!("EndpointSlice" "endpointslices" "endpointslice")).build();
+    Row { printer: print::ENDPOINT_SLICE, ..Row::namespaced(kind!("EndpointSlice" "endpointslices" "endpointslice")) }
+        .build();

@@ -1,5 +1,6 @@
 //! The row of events.k8s.io/v1: the core Event under newer names, kept in the same place.
 
+use super::print;
 use super::row::{Row, fields, names, texts};
 use super::{Convert, DurabilityClass, Kind, SelectableField};
 use crate::api::object::{Object, ObjectExt};
@@ -19,6 +20,7 @@ pub(super) static EVENT: Kind = Row {
     create_on_update: true,
     convert: Some(&Conversion),
     fields: FIELDS,
+    printer: print::EVENT_NEWER,
     ..Row::namespaced(kind!("Event" "events" "event"))
 }
 .build();

@@ -1,6 +1,7 @@
 //! Rows of flowcontrol.apiserver.k8s.io/v1.
 
 use super::Kind;
+use super::print;
 use super::row::{GET_PATCH_UPDATE, Row, names, subresources};
 
 macro_rules! kind {
@@ -11,12 +12,14 @@ macro_rules! kind {
 
 pub(super) static FLOW_SCHEMA: Kind = Row {
     subresources: subresources!["status" "FlowSchema" GET_PATCH_UPDATE;],
+    printer: print::FLOW_SCHEMA,
     ..Row::cluster(kind!("FlowSchema" "flowschemas" "flowschema"))
 }
 .build();
 
 pub(super) static PRIORITY_LEVEL_CONFIGURATION: Kind = Row {
     subresources: subresources!["status" "PriorityLevelConfiguration" GET_PATCH_UPDATE;],
+    printer: print::PRIORITY_LEVEL,
     ..Row::cluster(kind!("PriorityLevelConfiguration" "prioritylevelconfigurations" "prioritylevelconfiguration"))
 }
 .build();

@@ -68,6 +68,8 @@ pub struct Kind {
     pub columns: Cow<'static, [Column]>,
     /// The cells of one object, one per column. `now` gives ages.
     pub cells: fn(&Object, Timestamp) -> Vec<Value>,
+    /// `conditions` of an object's table row, such as a pod's `Completed`.
+    pub row_conditions: fn(&Object) -> Option<Value>,
     /// Field selectors beyond `metadata.name` and `metadata.namespace`: label and value of an object.
     pub fields: Cow<'static, [SelectableField]>,
     pub strategy: &'static dyn Strategy,

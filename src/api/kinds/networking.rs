@@ -1,5 +1,6 @@
 //! Rows of networking.k8s.io/v1.
 
+use super::print;
 use super::row::{GET_PATCH_UPDATE, Row, names, subresources, texts};
 use super::{Kind, NameRule};
 
@@ -9,11 +10,14 @@ macro_rules! kind {
     };
 }
 
-pub(super) static INGRESS_CLASS: Kind = Row::cluster(kind!("IngressClass" "ingressclasses" "ingressclass")).build();
+pub(super) static INGRESS_CLASS: Kind =
+    Row { printer: print::INGRESS_CLASS, ..Row::cluster(kind!("IngressClass" "ingressclasses" "ingressclass")) }
+        .build();
 
 pub(super) static INGRESS: Kind = Row {
     short_names: texts!["ing"],
     subresources: subresources!["status" "Ingress" GET_PATCH_UPDATE;],
+    printer: print::INGRESS,
     ..Row::namespaced(kind!("Ingress" "ingresses" "ingress"))
 }
 .build();
@@ -21,16 +25,21 @@ pub(super) static INGRESS: Kind = Row {
 pub(super) static IP_ADDRESS: Kind = Row {
     short_names: texts!["ip"],
     name_rule: NameRule::PathSegment,
+    printer: print::IP_ADDRESS,
     ..Row::cluster(kind!("IPAddress" "ipaddresses" "ipaddress"))
 }
 .build();
 
-pub(super) static NETWORK_POLICY: Kind =
-    Row { short_names: texts!["netpol"], ..Row::namespaced(kind!("NetworkPolicy" "networkpolicies" "networkpolicy")) }
-        .build();
+pub(super) static NETWORK_POLICY: Kind = Row {
+    short_names: texts!["netpol"],
+    printer: print::NETWORK_POLICY,
+    ..Row::namespaced(kind!("NetworkPolicy" "networkpolicies" "networkpolicy"))
+}
+.build();
 
 pub(super) static SERVICE_CIDR: Kind = Row {
     subresources: subresources!["status" "ServiceCIDR" GET_PATCH_UPDATE;],
+    printer: print::SERVICE_CIDR,
     ..Row::cluster(kind!("ServiceCIDR" "servicecidrs" "servicecidr"))
 }
 .build();

@@ -1,6 +1,7 @@
 //! Rows of node.k8s.io/v1.
 
 use super::Kind;
+use super::print;
 use super::row::{Row, names};
 
 macro_rules! kind {
@@ -9,5 +10,9 @@ macro_rules! kind {
     };
 }
 
-pub(super) static RUNTIME_CLASS: Kind =
-    Row { unconditional_update: false, ..Row::cluster(kind!("RuntimeClass" "runtimeclasses" "runtimeclass")) }.build();
+pub(super) static RUNTIME_CLASS: Kind = Row {
+    unconditional_update: false,
+    printer: print::RUNTIME_CLASS,
+    ..Row::cluster(kind!("RuntimeClass" "runtimeclasses" "runtimeclass"))
+}
+.build();

@@ -1,6 +1,7 @@
 //! Rows of policy/v1.
 
 use super::Kind;
+use super::print;
 use super::row::{GET_PATCH_UPDATE, Row, names, subresources, texts};
 
 macro_rules! kind {
@@ -13,6 +14,7 @@ pub(super) static POD_DISRUPTION_BUDGET: Kind = Row {
     short_names: texts!["pdb"],
     subresources: subresources!["status" "PodDisruptionBudget" GET_PATCH_UPDATE;],
     unconditional_update: false,
+    printer: print::POD_DISRUPTION_BUDGET,
     ..Row::namespaced(kind!("PodDisruptionBudget" "poddisruptionbudgets" "poddisruptionbudget"))
 }
 .build();

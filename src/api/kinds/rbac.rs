@@ -1,5 +1,6 @@
 //! Rows of rbac.authorization.k8s.io/v1.
 
+use super::print;
 use super::row::{Row, names};
 use super::{Kind, NameRule};
 
@@ -12,6 +13,7 @@ macro_rules! kind {
 pub(super) static CLUSTER_ROLE_BINDING: Kind = Row {
     name_rule: NameRule::PathSegment,
     create_on_update: true,
+    printer: print::ROLE_BINDING,
     ..Row::cluster(kind!("ClusterRoleBinding" "clusterrolebindings" "clusterrolebinding"))
 }
 .build();
@@ -26,6 +28,7 @@ pub(super) static CLUSTER_ROLE: Kind = Row {
 pub(super) static ROLE_BINDING: Kind = Row {
     name_rule: NameRule::PathSegment,
     create_on_update: true,
+    printer: print::ROLE_BINDING,
     ..Row::namespaced(kind!("RoleBinding" "rolebindings" "rolebinding"))
 }
 .build();

@@ -1,6 +1,7 @@
 //! Rows of resource.k8s.io/v1.
 
 use super::Kind;
+use super::print;
 use super::row::{GET_PATCH_UPDATE, Row, fields, names, subresources};
 
 macro_rules! kind {
@@ -9,22 +10,28 @@ macro_rules! kind {
     };
 }
 
-pub(super) static DEVICE_CLASS: Kind = Row::cluster(kind!("DeviceClass" "deviceclasses" "deviceclass")).build();
+pub(super) static DEVICE_CLASS: Kind =
+    Row { printer: print::NAME_AND_AGE, ..Row::cluster(kind!("DeviceClass" "deviceclasses" "deviceclass")) }.build();
 
 pub(super) static RESOURCE_CLAIM: Kind = Row {
     subresources: subresources!["status" "ResourceClaim" GET_PATCH_UPDATE;],
+    printer: print::RESOURCE_CLAIM,
     ..Row::namespaced(kind!("ResourceClaim" "resourceclaims" "resourceclaim"))
 }
 .build();
 
-pub(super) static RESOURCE_CLAIM_TEMPLATE: Kind =
-    Row::namespaced(kind!("ResourceClaimTemplate" "resourceclaimtemplates" "resourceclaimtemplate")).build();
+pub(super) static RESOURCE_CLAIM_TEMPLATE: Kind = Row {
+    printer: print::NAME_AND_AGE,
+    ..Row::namespaced(kind!("ResourceClaimTemplate" "resourceclaimtemplates" "resourceclaimtemplate"))
+}
+.build();
 
 pub(super) static RESOURCE_SLICE: Kind = Row {
     fields: fields![
         "spec.nodeName" text ["spec" "nodeName"];
         "spec.driver" text ["spec" "driver"];
     ],
+    printer: print::RESOURCE_SLICE,
     ..Row::cluster(kind!("ResourceSlice" "resourceslices" "resourceslice"))
 }
 .build();

@@ -1,11 +1,11 @@
 //! Short notation for the static rows of the table: a `Row` is a `Kind` of plain references with
 //! the usual defaults, so that a row states only what is special about it.
 
+use super::print::{self, Printer};
 use super::{
     CacheLevel, Column, Convert, DurabilityClass, Kind, NameRule, Plain, SelectableField, Strategy, Subresource, Text,
 };
 use crate::api::object::{Object, ObjectExt};
-use jiff::Timestamp;
 use serde_json::Value;
 use std::borrow::Cow;
 
@@ -31,8 +31,7 @@ pub(super) struct Row {
     pub durability: DurabilityClass,
     pub create_on_update: bool,
     pub unconditional_update: bool,
-    pub columns: &'static [Column],
-    pub cells: fn(&Object, Timestamp) -> Vec<Value>,
+    pub printer: Printer,
     pub fields: &'static [SelectableField],
     pub strategy: &'static dyn Strategy,
 }
@@ -60,8 +59,7 @@ impl Row {
             durability: DurabilityClass::Durable,
             create_on_update: false,
             unconditional_update: true,
-            columns: super::print::DEFAULT_COLUMNS,
-            cells: super::print::default_cells,
+            printer: print::DEFAULT,
             fields: &[],
             strategy: &Plain,
         }
@@ -98,8 +96,9 @@ impl Row {
             durability: self.durability,
             create_on_update: self.create_on_update,
             unconditional_update: self.unconditional_update,
-            columns: Cow::Borrowed(self.columns),
-            cells: self.cells,
+            columns: Cow::Borrowed(self.printer.columns),
+            cells: self.printer.cells,
+            row_conditions: self.printer.conditions,
             fields: Cow::Borrowed(self.fields),
             strategy: self.strategy,
         }
@@ -222,6 +221,10 @@ pub(super) const fn string(name: &'static str, description: &'static str) -> Col
 pub(super) const fn integer(name: &'static str, description: &'static str) -> Column {
     column(name, "integer", description)
 }
+/// Kept for the one printer that says so: kubectl shows the text as it is.
+pub(super) const fn date(name: &'static str, description: &'static str) -> Column {
+    column(name, "date", description)
+}
 pub(super) const fn boolean(name: &'static str, description: &'static str) -> Column {
     column(name, "boolean", description)
 }
@@ -236,18 +239,14 @@ pub(super) const fn wide(name: &'static str, description: &'static str) -> Colum
         priority: 1,
     }
 }
-pub(super) const NAME: Column = named("string");
+pub(super) const NAME: Column = Column {
+    name: Text::Borrowed("Name"),
+    r#type: Text::Borrowed("string"),
+    format: Text::Borrowed("name"),
+    description: Text::Borrowed("Name of the object, unique for its kind within its namespace."),
+    priority: 0,
+};
 pub(super) const AGE: Column = string("Age", "Time since the object was created.");
-
-const fn named(r#type: &'static str) -> Column {
-    Column {
-        name: Text::Borrowed("Name"),
-        r#type: Text::Borrowed(r#type),
-        format: Text::Borrowed("name"),
-        description: Text::Borrowed("Name of the object, unique for its kind within its namespace."),
-        priority: 0,
-    }
-}
 
 const fn column(name: &'static str, r#type: &'static str, description: &'static str) -> Column {
     Column {

@@ -1,6 +1,7 @@
 //! Rows of scheduling.k8s.io/v1.
 
 use super::Kind;
+use super::print;
 use super::row::{Row, names, texts};
 
 macro_rules! kind {
@@ -12,6 +13,7 @@ macro_rules! kind {
 pub(super) static PRIORITY_CLASS: Kind = Row {
     short_names: texts!["pc"],
     create_on_update: true,
+    printer: print::PRIORITY_CLASS,
     ..Row::cluster(kind!("PriorityClass" "priorityclasses" "priorityclass"))
 }
 .build();

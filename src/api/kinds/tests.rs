@@ -53,3 +53,28 @@ fn versions_of_a_kind_share_a_store_prefix_only_when_one_converts() {
         assert!(others.all(|other| row.storage_version == other.storage_version), "{}", row.storage_prefix);
     }
 }
+
+#[test]
+fn columns_equal_the_recorded_ones() {
+    let recorded = include_str!("../../../tests/data/columns.txt");
+    for line in recorded.lines().filter(|line| !line.starts_with("##")) {
+        let (resource, columns) = line.split_once(": ").expect("group/version/resource: columns");
+        let parts: Vec<&str> = resource.split('/').collect();
+        let group = if parts[0] == "core" { "" } else { parts[0] };
+        let row = Kinds::default().resource(group, parts[1], parts[2]).expect("served");
+        let shown = |column: &Column| {
+            let wide = if column.priority == 1 { "(wide)" } else { "" };
+            format!("{}{wide}", column.name.to_uppercase())
+        };
+        let ours: Vec<String> = row.columns.iter().map(shown).collect();
+        assert_eq!(ours.join(" | "), columns, "{resource}");
+    }
+}
+
+#[test]
+fn every_printer_fills_its_columns() {
+    let (empty, now) = (serde_json::json!({}), Timestamp::UNIX_EPOCH);
+    for row in builtin() {
+        assert_eq!((row.cells)(&empty, now).len(), row.columns.len(), "{} {}", row.api_version(), row.kind);
+    }
+}

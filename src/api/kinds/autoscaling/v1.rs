@@ -5,7 +5,7 @@ use crate::api::kinds::Convert;
 use crate::api::object::{Object, ObjectExt};
 use serde_json::{Value, json};
 
-pub(super) struct Conversion;
+pub(in crate::api::kinds) struct Conversion;
 
 const BEHAVIOR: &str = "autoscaling.alpha.kubernetes.io/behavior";
 const CONDITIONS: &str = "autoscaling.alpha.kubernetes.io/conditions";
