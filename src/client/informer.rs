@@ -3,9 +3,10 @@
 
 use super::reflector::{Sink, reflect};
 use super::{Client, Item, Resource};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Bound;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 use tokio::sync::{Notify, watch};
 
 /// What an informer holds: a namespace and selectors narrow it; empty = everything.
@@ -25,12 +26,41 @@ pub struct Informer {
 struct Inner {
     resource: Resource,
     state: Mutex<State>,
-    synced: watch::Sender<bool>,
+    /// The revision the cache shows; `None` before the first list.
+    progress: watch::Sender<Option<u64>>,
+}
+
+/// The values an object is found under in an index.
+pub type Extract = fn(&Item) -> Vec<String>;
+
+struct Index {
+    extract: Extract,
+    keys: HashMap<String, BTreeSet<Arc<str>>>,
+}
+
+impl Index {
+    fn remove(&mut self, key: &Arc<str>, item: &Item) {
+        for value in (self.extract)(item) {
+            if let Some(keys) = self.keys.get_mut(&value) {
+                keys.remove(key);
+                if keys.is_empty() {
+                    self.keys.remove(&value);
+                }
+            }
+        }
+    }
+
+    fn insert(&mut self, key: &Arc<str>, item: &Item) {
+        for value in (self.extract)(item) {
+            self.keys.entry(value).or_default().insert(key.clone());
+        }
+    }
 }
 
 #[derive(Default)]
 struct State {
     items: BTreeMap<Arc<str>, Item>,
+    indexes: HashMap<&'static str, Index>,
     subscribers: HashMap<u64, Subscriber>,
     sequence: u64,
 }
@@ -115,6 +145,14 @@ impl State {
         if old.is_none() && !exists {
             return;
         }
+        for index in self.indexes.values_mut() {
+            if let Some(old) = &old {
+                index.remove(&key, old);
+            }
+            if let Some(new) = self.items.get(&key) {
+                index.insert(&key, new);
+            }
+        }
         for subscriber in self.subscribers.values_mut() {
             subscriber.mark(&key, old.as_ref(), exists);
         }
@@ -130,6 +168,22 @@ impl State {
         for (key, item) in listed {
             self.set(key, Some(item));
         }
+    }
+
+    fn add_index(&mut self, name: &'static str, extract: Extract) {
+        if self.indexes.contains_key(name) {
+            return;
+        }
+        let mut index = Index { extract, keys: HashMap::new() };
+        for (key, item) in &self.items {
+            index.insert(key, item);
+        }
+        self.indexes.insert(name, index);
+    }
+
+    fn indexed(&self, name: &str, value: &str) -> Vec<Item> {
+        let keys = self.indexes.get(name).and_then(|index| index.keys.get(value));
+        keys.into_iter().flatten().filter_map(|key| self.items.get(key).cloned()).collect()
     }
 
     fn subscribe(&mut self) -> (u64, Arc<Notify>) {
@@ -160,17 +214,19 @@ impl Inner {
 impl Sink for Arc<Inner> {
     fn replace(&self, listed: Vec<(Arc<str>, Item)>) {
         self.lock().replace(listed);
-        self.synced.send_replace(true);
     }
     fn set(&self, key: Arc<str>, new: Option<Item>) {
         self.lock().set(key, new);
+    }
+    fn reached(&self, revision: &str) {
+        let revision = revision.parse().unwrap_or(0);
+        self.progress.send_modify(|progress| *progress = (*progress).max(Some(revision)));
     }
 }
 
 impl Informer {
     fn new(resource: Resource) -> Self {
-        let synced = watch::channel(false).0;
-        Self { inner: Arc::new(Inner { resource, state: Mutex::default(), synced }) }
+        Self { inner: Arc::new(Inner { resource, state: Mutex::default(), progress: watch::channel(None).0 }) }
     }
 
     pub fn resource(&self) -> Resource {
@@ -204,15 +260,35 @@ impl Informer {
         Changes { inner: self.inner.clone(), id, wake }
     }
 
-    /// Waits until the first list is in.
-    pub async fn synced(&self) {
-        let mut receiver = self.inner.synced.subscribe();
-        // The sender lives in `self`, so the wait cannot fail.
-        let _ = receiver.wait_for(|synced| *synced).await;
+    /// Keeps an index from now on; `name` stands for one `extract` in the whole process.
+    pub fn index(&self, name: &'static str, extract: Extract) {
+        self.inner.lock().add_index(name, extract);
     }
 
-    pub fn is_synced(&self) -> bool {
-        *self.inner.synced.borrow()
+    /// The objects found under a value of an index, in key order.
+    pub fn by_index(&self, name: &str, value: &str) -> Vec<Item> {
+        self.inner.lock().indexed(name, value)
+    }
+
+    /// Waits until the first list is in.
+    pub async fn synced(&self) {
+        self.wait(|progress| progress.is_some()).await;
+    }
+
+    /// Waits until the cache shows what a write answered, so that a loop sees its own writes.
+    /// Only for informers without selectors; false when it takes longer than the limit.
+    pub async fn caught_up(&self, written: &Item, limit: Duration) -> bool {
+        let Ok(revision) = written.identity().map(|identity| identity.resource_version.parse::<u64>().unwrap_or(0))
+        else {
+            return false;
+        };
+        tokio::time::timeout(limit, self.wait(|progress| *progress >= Some(revision))).await.is_ok()
+    }
+
+    async fn wait(&self, condition: impl FnMut(&Option<u64>) -> bool) {
+        let mut receiver = self.inner.progress.subscribe();
+        // The sender lives in `self`, so the wait cannot fail.
+        let _ = receiver.wait_for(condition).await;
     }
 }
 
@@ -325,5 +401,33 @@ mod tests {
         informer.inner.set("a/x".into(), Some(item("1")));
         assert_eq!(waiting.await.expect("subscriber"), "a/x");
         assert!(informer.inner.lock().subscribers.is_empty());
+    }
+
+    #[test]
+    fn an_index_follows_its_objects() {
+        let first = |item: &Item| vec![String::from_utf8_lossy(&item.0[..1]).into_owned()];
+        let informer = informer(&[("a/x", "1"), ("a/y", "12")]);
+        informer.index("first", first);
+        let keys = |value: &str| informer.by_index("first", value).len();
+        assert_eq!((keys("1"), keys("2")), (2, 0));
+        informer.inner.set("a/y".into(), Some(item("2")));
+        assert_eq!((keys("1"), keys("2")), (1, 1));
+        informer.inner.set("a/x".into(), None);
+        assert_eq!((keys("1"), keys("2")), (0, 1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_loop_can_wait_for_its_own_writes() {
+        let informer = informer(&[]);
+        let written = item(r#"{"metadata":{"name":"x","resourceVersion":"7"}}"#);
+        let limit = Duration::from_secs(1);
+        informer.inner.reached("6");
+        assert!(!informer.caught_up(&written, limit).await);
+        let waiting = tokio::spawn({
+            let (informer, written) = (informer.clone(), written.clone());
+            async move { informer.caught_up(&written, limit).await }
+        });
+        informer.inner.reached("8");
+        assert!(waiting.await.expect("waiter"));
     }
 }

@@ -22,6 +22,8 @@ pub trait Sink: Send + Sync + 'static {
     fn replace(&self, listed: Vec<(Arc<str>, Item)>);
     /// One object changed; `None` = deleted.
     fn set(&self, key: Arc<str>, new: Option<Item>);
+    /// All changes up to this revision have been handed over.
+    fn reached(&self, revision: &str);
 }
 
 /// How a watch ended.
@@ -80,7 +82,10 @@ async fn pass(
         match event {
             Err(error) if is_stale(&error) => return Ok(End::Relist),
             Err(error) => return Err(error),
-            Ok(event) => *seen = apply(event, sink)?,
+            Ok(event) => {
+                *seen = apply(event, sink)?;
+                sink.reached(seen);
+            }
         }
     }
     Ok(End::Resume)
@@ -121,6 +126,7 @@ async fn list(client: &Client, resource: Resource, scope: &Scope, sink: &impl Si
         }
         if page.continue_token.is_empty() {
             sink.replace(listed);
+            sink.reached(&page.resource_version);
             return Ok(page.resource_version);
         }
         if page.continue_token == options.continue_token {
@@ -153,6 +159,7 @@ mod tests {
         fn set(&self, key: Arc<str>, new: Option<Item>) {
             self.lock().expect("log").push(format!("{key} {}", new.is_some()));
         }
+        fn reached(&self, _: &str) {}
     }
 
     #[test]

@@ -1,1 +1,88 @@
-//! The list of controllers and the runner that wakes them.
+//! The controllers: each observes through informers, plans purely and applies through the client.
+//! `run_all` is their list. They meet only through objects.
+
+mod deployment;
+mod owners;
+mod replicaset;
+mod runner;
+
+use crate::api::kinds::Kinds;
+use crate::api::view::meta::Condition;
+use crate::client::{Client, EventRecorder, Informers};
+use crate::clock::Clock;
+use crate::supervise::Tree;
+use jiff::Timestamp;
+use runner::{Reconcile, Source};
+use serde_json::Value;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// What the controllers need to know of the cluster.
+#[derive(Clone)]
+pub struct ControllerConfig {
+    /// Every kind that is served, CRDs included.
+    pub kinds: Kinds,
+    /// Certificates of the cluster's authority, PEM, for `kube-root-ca.crt`.
+    pub ca_pem: String,
+    /// How long a node may be silent before it counts as lost.
+    pub node_grace_s: u64,
+}
+
+impl ControllerConfig {
+    pub fn new(kinds: Kinds, ca_pem: String) -> Self {
+        Self { kinds, ca_pem, node_grace_s: 40 }
+    }
+}
+
+/// What every controller works with.
+#[derive(Clone)]
+struct Tools {
+    client: Client,
+    informers: Informers,
+    clock: Clock,
+}
+
+impl Tools {
+    fn recorder(&self, component: &'static str) -> EventRecorder {
+        EventRecorder::new(self.client.clone(), self.clock.clone(), component, "")
+    }
+}
+
+/// How long a loop waits for the cache to show its own writes.
+const CATCH_UP_LIMIT: Duration = Duration::from_secs(10);
+/// Keys of one controller worked on at once.
+const WORKERS: usize = 4;
+
+/// Starts every controller in the tree.
+pub fn run_all(config: &ControllerConfig, client: Client, informers: Informers, clock: Clock, tree: &mut Tree) {
+    let tools = Tools { client, informers, clock };
+    let _ = config;
+    start(tree, "deployment", deployment::Controller::new(&tools));
+    start(tree, "replicaset", replicaset::Controller::new(&tools));
+}
+
+fn start<C: Reconcile>(tree: &mut Tree, name: &'static str, (controller, sources): (Arc<C>, Vec<Source>)) {
+    let shutdown = tree.shutdown();
+    tree.spawn(name, runner::run(name, controller, sources, WORKERS, shutdown));
+}
+
+fn timestamp(text: &str) -> Option<Timestamp> {
+    text.parse().ok()
+}
+
+/// How long until `wait` has passed since `since`; at least a millisecond, so that waiting ends beyond it.
+fn seconds_until(since: Timestamp, wait: Duration, now: Timestamp) -> Duration {
+    let passed = Duration::try_from(now.duration_since(since)).unwrap_or_default();
+    wait.saturating_sub(passed).max(Duration::from_millis(1))
+}
+
+/// Conditions as the API has them: absent fields left out.
+fn conditions(list: &[Condition]) -> Value {
+    let mut value = serde_json::to_value(list).expect("conditions are plain data");
+    for condition in value.as_array_mut().into_iter().flatten() {
+        if let Some(fields) = condition.as_object_mut() {
+            fields.retain(|_, field| !field.is_null());
+        }
+    }
+    value
+}

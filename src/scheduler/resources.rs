@@ -1,5 +1,6 @@
 //! What a pod asks for and what a node has, in whole numbers.
 
+use crate::api::quantity::Quantity;
 use crate::api::view::pod::{Container, PodSpec, ResourceRequirements};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -23,10 +24,11 @@ impl Resources {
     pub fn parse<'a>(quantities: impl IntoIterator<Item = (&'a String, &'a Value)>) -> Self {
         let mut resources = Self::default();
         for (name, quantity) in quantities {
-            let milli = milli(quantity);
-            let whole = i64::try_from((milli + 999).div_euclid(1000)).unwrap_or(i64::MAX);
+            // The API has validated quantities; one that cannot be read counts for nothing.
+            let quantity = Quantity::from_value(quantity).unwrap_or(Quantity::from_units(0));
+            let whole = quantity.value();
             match name.as_str() {
-                "cpu" => resources.cpu_milli = i64::try_from(milli).unwrap_or(i64::MAX),
+                "cpu" => resources.cpu_milli = quantity.milli_value(),
                 "memory" => resources.memory_bytes = whole,
                 "ephemeral-storage" => resources.ephemeral_bytes = whole,
                 "pods" => resources.pods = whole,
@@ -119,71 +121,10 @@ fn override_with_pod_level(total: &mut Resources, spec: &PodSpec) {
     }
 }
 
-/// A quantity in thousandths; zero when it is none.
-fn milli(quantity: &Value) -> i128 {
-    match quantity {
-        Value::String(text) => parse_milli(text).unwrap_or(0),
-        other => parse_milli(&other.to_string()).unwrap_or(0),
-    }
-}
-
-fn parse_milli(text: &str) -> Option<i128> {
-    let text = text.trim();
-    let split = text.find(|c: char| !c.is_ascii_digit() && !matches!(c, '.' | '-' | '+')).unwrap_or(text.len());
-    let (number, suffix) = text.split_at(split);
-    let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
-    let digits: i128 = format!("{whole}{fraction}").parse().ok()?;
-    let scale = 10_i128.checked_pow(u32::try_from(fraction.len()).ok()?)?;
-    let (times, over): (i128, i128) = match suffix {
-        "" => (1000, 1),
-        "n" => (1, 1_000_000),
-        "u" => (1, 1000),
-        "m" => (1, 1),
-        "k" => (1_000_000, 1),
-        "M" => (10_i128.pow(9), 1),
-        "G" => (10_i128.pow(12), 1),
-        "T" => (10_i128.pow(15), 1),
-        "P" => (10_i128.pow(18), 1),
-        "E" => (10_i128.pow(21), 1),
-        "Ki" => (1000 << 10, 1),
-        "Mi" => (1000 << 20, 1),
-        "Gi" => (1000 << 30, 1),
-        "Ti" => (1000 << 40, 1),
-        "Pi" => (1000 << 50, 1),
-        "Ei" => (1000 << 60, 1),
-        exponent => {
-            let power: i32 = exponent.strip_prefix(['e', 'E'])?.parse().ok()?;
-            let factor = 10_i128.checked_pow(power.unsigned_abs())?;
-            if power < 0 { (1000, factor) } else { (factor.checked_mul(1000)?, 1) }
-        }
-    };
-    let divisor = scale.checked_mul(over)?;
-    // Rounded up: half a millicore asked for is one millicore used.
-    Some((digits.checked_mul(times)? + divisor - 1).div_euclid(divisor))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use serde_json::json;
-
-    #[test]
-    fn quantities_in_thousandths() {
-        for (text, expected) in [
-            ("1", 1000),
-            ("250m", 250),
-            ("0.5", 500),
-            ("1.5Gi", 1_610_612_736_000),
-            ("1e3", 1_000_000),
-            ("12e-1", 1200),
-            ("1k", 1_000_000),
-            ("100u", 1),
-            ("2Ei", 2_305_843_009_213_693_952_000),
-        ] {
-            assert_eq!(parse_milli(text), Some(expected), "{text}");
-        }
-        assert_eq!(parse_milli("many"), None);
-    }
 
     fn spec(value: Value) -> PodSpec {
         serde_json::from_value(value).expect("spec")

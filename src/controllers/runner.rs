@@ -1,0 +1,130 @@
+//! Runs one controller: changes become keys in a queue, workers reconcile one key at a time.
+//! A panic or an error in one key becomes a later try of that key.
+
+use crate::api::status::Result;
+use crate::client::informer::Change;
+use crate::client::{Informer, WorkQueue};
+use crate::supervise::Shutdown;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::task::JoinSet;
+
+/// What a controller does with a key: observe, plan, apply. It may ask to be called again later.
+pub trait Reconcile: Send + Sync + 'static {
+    fn reconcile<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Option<Duration>>>;
+}
+
+/// Changes of one informer and the keys they concern.
+pub struct Source {
+    informer: Informer,
+    keys: Box<dyn Fn(&Change) -> Vec<String> + Send + Sync>,
+}
+
+impl Source {
+    pub fn new(informer: &Informer, keys: impl Fn(&Change) -> Vec<String> + Send + Sync + 'static) -> Self {
+        Self { informer: informer.clone(), keys: Box::new(keys) }
+    }
+
+    /// The objects themselves.
+    pub fn own(informer: &Informer) -> Self {
+        Self::new(informer, |change| vec![change.key.clone()])
+    }
+}
+
+/// Runs until shutdown.
+pub async fn run(
+    name: &'static str,
+    controller: Arc<dyn Reconcile>,
+    sources: Vec<Source>,
+    workers: usize,
+    shutdown: Shutdown,
+) {
+    let queue = WorkQueue::new();
+    let mut tasks = JoinSet::new();
+    for source in &sources {
+        tokio::select! {
+            () = shutdown.requested() => return,
+            () = source.informer.synced() => {}
+        }
+    }
+    for source in sources {
+        tasks.spawn(feed(source, queue.clone()));
+    }
+    for _ in 0..workers {
+        tasks.spawn(work(name, controller.clone(), queue.clone()));
+    }
+    // The tasks are aborted when the set is dropped.
+    shutdown.requested().await;
+}
+
+async fn feed(source: Source, queue: WorkQueue) {
+    let mut changes = source.informer.subscribe();
+    loop {
+        let change = changes.next().await;
+        for key in (source.keys)(&change) {
+            queue.add(&key);
+        }
+    }
+}
+
+async fn work(name: &'static str, controller: Arc<dyn Reconcile>, queue: WorkQueue) {
+    loop {
+        let key = queue.next().await;
+        match AssertUnwindSafe(controller.reconcile(&key)).catch_unwind().await {
+            Ok(Ok(again)) => {
+                queue.done(&key);
+                if let Some(delay) = again {
+                    queue.add_after(&key, delay);
+                }
+            }
+            Ok(Err(error)) => {
+                // Another writer was faster: an everyday matter.
+                if error.is_conflict() || error.is_not_found() {
+                    tracing::debug!(controller = name, key, %error, "reconcile again");
+                } else {
+                    tracing::warn!(controller = name, key, %error, "reconcile failed; retrying");
+                }
+                queue.retry(&key);
+            }
+            Err(_) => {
+                tracing::error!(controller = name, key, "reconcile panicked; retrying");
+                queue.retry(&key);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Mutex;
+
+    struct Flaky(Mutex<u32>);
+
+    impl Reconcile for Flaky {
+        fn reconcile<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<Option<Duration>>> {
+            Box::pin(async {
+                let mut calls = self.0.lock().expect("calls");
+                *calls += 1;
+                let call = *calls;
+                drop(calls);
+                assert!(call != 1, "the first call panics");
+                if call == 2 { Err(crate::api::status::Status::internal("no")) } else { Ok(None) }
+            })
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_key_that_panics_or_fails_is_tried_again() {
+        let controller = Arc::new(Flaky(Mutex::new(0)));
+        let queue = WorkQueue::new();
+        queue.add("x");
+        let worker = tokio::spawn(work("flaky", controller.clone(), queue));
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        worker.abort();
+        assert_eq!(*controller.0.lock().expect("calls"), 3);
+    }
+}
