@@ -23,7 +23,7 @@ pub trait Sink: Send + Sync + 'static {
     /// One object changed; `None` = deleted.
     fn set(&self, key: Arc<str>, new: Option<Item>);
     /// All changes up to this revision have been handed over.
-    fn reached(&self, revision: &str);
+    fn reached(&self, _revision: &str) {}
 }
 
 /// How a watch ended.
@@ -159,7 +159,6 @@ mod tests {
         fn set(&self, key: Arc<str>, new: Option<Item>) {
             self.lock().expect("log").push(format!("{key} {}", new.is_some()));
         }
-        fn reached(&self, _: &str) {}
     }
 
     #[test]
