@@ -1,0 +1,7 @@
+//! Stories of a whole cluster in one thread: the real registry on the in-memory store, the real loops, time paused,
+//! and nodes whose pods run as soon as they are bound.
+
+#[path = "cluster/deployment.rs"]
+mod deployment;
+#[path = "cluster/world.rs"]
+mod world;

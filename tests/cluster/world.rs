@@ -1,0 +1,148 @@
+//! A cluster without machines.
+
+use edgelet::api::kinds::Kinds;
+use edgelet::api::object::ObjectExt;
+use edgelet::client::{Client, EVENTS, Informers, Item, Local, NAMESPACES, NODES, PODS, Resource, SERVICEACCOUNTS};
+use edgelet::clock::Clock;
+use edgelet::controllers::{self, ControllerConfig};
+use edgelet::registry::{DeleteOptions, ListOptions, PatchType, Registry, RegistryConfig};
+use edgelet::scheduler;
+use edgelet::store::MemoryStore;
+use edgelet::supervise::Tree;
+use edgelet::telemetry::Trace;
+use serde_json::{Value, json};
+use std::sync::Arc;
+use std::time::Duration;
+
+pub struct World {
+    pub client: Client,
+    pub clock: Clock,
+    pub trace: Arc<Trace>,
+    pub tree: Tree,
+}
+
+impl World {
+    /// The loops run, and pods of these nodes become ready as soon as they are bound.
+    pub async fn new(nodes: &[&str]) -> Self {
+        let clock = Clock::simulated("2026-11-23T00:00:00Z".parse().unwrap());
+        let trace = Arc::new(Trace::default());
+        let (store, kinds) = (Arc::new(MemoryStore::default()), Kinds::default());
+        let config = RegistryConfig::default();
+        let registry = Arc::new(Registry::new(config, store, kinds.clone(), clock.clone(), trace.clone()));
+        let client = |component| Client::Local(Local::new(registry.clone(), component));
+        let mut world =
+            Self { client: client("test"), clock: clock.clone(), trace: trace.clone(), tree: Tree::default() };
+        world.create(NAMESPACES, "", json!({"metadata": {"name": "default"}})).await;
+        for node in nodes {
+            world.add_node(node).await;
+        }
+        let informers = Informers::new(client("loops"));
+        let config = ControllerConfig::new(kinds, "CERTIFICATE".into());
+        controllers::run_all(&config, client("controllers"), informers.clone(), clock.clone(), &mut world.tree);
+        let shutdown = world.tree.shutdown();
+        let scheduler = scheduler::run(client("scheduler"), informers.clone(), clock.clone(), trace, shutdown);
+        world.tree.spawn("scheduler", scheduler);
+        world.tree.spawn("kubelets", kubelets(client("kubelet"), informers, clock));
+        world
+    }
+
+    pub async fn add_node(&self, name: &str) {
+        let status = json!({"allocatable": {"cpu": "4", "memory": "4Gi", "pods": "110"},
+            "conditions": [{"type": "Ready", "status": "True"}]});
+        let metadata = json!({"name": name, "labels": {"kubernetes.io/hostname": name}});
+        self.create(NODES, "", json!({"metadata": metadata, "status": status})).await;
+        self.patch(NODES, "", name, "status", json!({"status": status})).await;
+    }
+
+    pub async fn create(&self, resource: Resource, namespace: &str, object: Value) -> Value {
+        let created = self.client.create(resource, namespace, object).await;
+        created.unwrap_or_else(|error| panic!("create {}: {error}", resource.plural)).object().unwrap()
+    }
+
+    pub async fn patch(
+        &self,
+        resource: Resource,
+        namespace: &str,
+        name: &str,
+        subresource: &str,
+        patch: Value,
+    ) -> Value {
+        let patched = self.client.patch(resource, namespace, name, subresource, PatchType::Merge, patch).await;
+        patched.unwrap_or_else(|error| panic!("patch {name}: {error}")).object().unwrap()
+    }
+
+    pub async fn get(&self, resource: Resource, namespace: &str, name: &str) -> Option<Value> {
+        self.client.get(resource, namespace, name).await.ok().map(|item| item.object().unwrap())
+    }
+
+    pub async fn list(&self, resource: Resource, namespace: &str) -> Vec<Value> {
+        let listed = self.client.list(resource, namespace, &ListOptions::default()).await.unwrap();
+        listed.items.iter().map(|item| item.object().unwrap()).collect()
+    }
+
+    pub async fn delete(&self, resource: Resource, namespace: &str, name: &str, options: DeleteOptions) {
+        self.client.delete(resource, namespace, name, &options).await.unwrap();
+    }
+
+    /// Messages of the Events about an object, in the order they were written.
+    pub async fn events(&self, name: &str) -> Vec<String> {
+        let mut events = self.list(EVENTS, "default").await;
+        events.retain(|event| event.str_at(&["involvedObject", "name"]) == name);
+        events.iter().map(|event| event.str_at(&["message"]).to_owned()).collect()
+    }
+
+    /// Waits, in simulated time, until a condition of the objects holds.
+    pub async fn until(&self, what: &str, resource: Resource, condition: impl Fn(&[Value]) -> bool) -> Vec<Value> {
+        for _ in 0..600 {
+            let objects = self.list(resource, "").await;
+            if condition(&objects) {
+                return objects;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        let objects = self.list(resource, "").await;
+        panic!("{what}: not within a minute; {} are {}", resource.plural, json!(objects));
+    }
+
+    /// Lets everything settle: no write for a while.
+    pub async fn settle(&self) {
+        tokio::time::sleep(Duration::from_secs(5)).await;
+    }
+}
+
+/// Every node's kubelet: what is bound runs, what is terminating ends. A pod annotated `test/never-ready` stays unready.
+async fn kubelets(client: Client, informers: Informers, clock: Clock) {
+    let mut pods = informers.all(PODS).subscribe();
+    let mut address = 0;
+    loop {
+        let change = pods.next().await;
+        let Some(pod) = change.new.as_ref().and_then(|item| item.object().ok()) else { continue };
+        let (namespace, name) = (pod.namespace().to_owned(), pod.name().to_owned());
+        if pod.str_at(&["spec", "nodeName"]).is_empty() {
+            continue;
+        }
+        if pod.deletion_timestamp().is_some() {
+            let options = DeleteOptions { grace_s: Some(0), ..DeleteOptions::default() };
+            let _ = client.delete(PODS, &namespace, &name, &options).await;
+        } else if pod.str_at(&["status", "phase"]) != "Running" {
+            address += 1;
+            let ready = if pod.annotation("test/never-ready").is_some() { "False" } else { "True" };
+            let now = clock.now_rfc3339();
+            let status = json!({"phase": "Running", "startTime": now, "podIP": format!("10.42.0.{address}"),
+                "podIPs": [{"ip": format!("10.42.0.{address}")}],
+                "conditions": [{"type": "Ready", "status": ready, "lastTransitionTime": now}]});
+            let _ = client.patch(PODS, &namespace, &name, "status", PatchType::Merge, json!({"status": status})).await;
+        }
+    }
+}
+
+#[allow(dead_code)]
+pub fn item(object: &Value) -> Item {
+    Item(object.to_string().into())
+}
+
+/// A ServiceAccount `default`, for clusters without its controller.
+#[allow(dead_code)]
+pub async fn service_account(world: &World) {
+    world.create(SERVICEACCOUNTS, "default", json!({"metadata": {"name": "default"}})).await;
+}
