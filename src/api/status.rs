@@ -219,8 +219,11 @@ impl Status {
     pub fn to_object(&self) -> Value {
         let mut object = serde_json::json!({
             "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
-            "message": self.message, "reason": self.reason, "code": self.code,
+            "message": self.message, "code": self.code,
         });
+        if !self.reason.is_empty() {
+            object["reason"] = self.reason.as_str().into();
+        }
         if let Some(token) = &self.continue_token {
             object["metadata"]["continue"] = Value::from(&**token);
         }

@@ -1,0 +1,1 @@
+//! The roles and bindings of a fresh cluster.
