@@ -95,7 +95,7 @@ impl Registry {
             return Ok(None);
         }
         let guard = self.services.lock().await;
-        let mut used = Used::default();
+        let mut used = Used { addresses: HashSet::from([self.config.cluster_dns]), ..Used::default() };
         let own = kind.key(service.namespace(), service.name());
         let page = self.store.list("services/", "", 0, None).await;
         for entry in page.map_err(|error| store_error(kind, service.name(), error))?.entries {

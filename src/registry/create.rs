@@ -1,7 +1,7 @@
 //! CREATE: default → admit → prepare → validate → encode once → store.
 
 use super::admission::{self, Operation, Request};
-use super::{Context, Decoded, Outcome, Registry, Written, encode, meta, schema, store_error, subject, trace};
+use super::{Context, Decoded, Outcome, Registry, Written, encode, events, meta, schema, store_error, subject, trace};
 use crate::api::kinds::{CacheLevel, DurabilityClass, HookContext, Kind};
 use crate::api::object::{Object, ObjectExt};
 use crate::api::status::{Result, Status};
@@ -102,6 +102,9 @@ impl Registry {
             other => store_error(kind, name, other),
         })?;
         self.mark(&uid, &steps);
+        if kind.storage_prefix == events::PREFIX {
+            self.expire_events(&entry).await;
+        }
         encode::shown(kind, &entry)
     }
 }

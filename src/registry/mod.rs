@@ -7,6 +7,7 @@ mod cluster_ip;
 mod create;
 mod delete;
 mod encode;
+mod events;
 mod list;
 mod meta;
 mod patch;
@@ -32,6 +33,7 @@ use crate::telemetry::Trace;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
+pub use bootstrap::ServerFacts;
 pub use delete::returns_deleted_object;
 
 /// Who asks, as authentication found them.
@@ -155,12 +157,18 @@ pub type Outcome = Result<Written>;
 pub struct RegistryConfig {
     /// Service addresses come from here: network and prefix length.
     pub service_cidr: (Ipv4Addr, u8),
+    /// Where nodes answer names; never given to a Service.
+    pub cluster_dns: Ipv4Addr,
     pub cluster_domain: String,
 }
 
 impl Default for RegistryConfig {
     fn default() -> Self {
-        Self { service_cidr: (Ipv4Addr::new(10, 96, 0, 0), 16), cluster_domain: "cluster.local".to_owned() }
+        Self {
+            service_cidr: (Ipv4Addr::new(10, 96, 0, 0), 16),
+            cluster_dns: Ipv4Addr::new(10, 96, 0, 10),
+            cluster_domain: "cluster.local".to_owned(),
+        }
     }
 }
 
@@ -173,11 +181,20 @@ pub struct Registry {
     pub trace: Arc<Trace>,
     /// Held from choosing a Service's addresses until the Service is stored, so that none is given twice.
     services: tokio::sync::Mutex<()>,
+    events: events::Expiry,
 }
 
 impl Registry {
     pub fn new(config: RegistryConfig, store: Arc<dyn Store>, kinds: Kinds, clock: Clock, trace: Arc<Trace>) -> Self {
-        Self { config, kinds, store, clock, trace, services: tokio::sync::Mutex::default() }
+        Self {
+            config,
+            kinds,
+            store,
+            clock,
+            trace,
+            services: tokio::sync::Mutex::default(),
+            events: events::Expiry::default(),
+        }
     }
 
     /// The object in the version of `kind`. `status` reads are the same.

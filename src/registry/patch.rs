@@ -5,6 +5,9 @@ use super::{Context, Decoded, Outcome, PatchType, Registry, encode, meta, scale,
 use crate::api::kinds::Kind;
 use crate::api::object::{Object, ObjectExt};
 use crate::api::status::{Result, Status};
+use crate::api::{patch, scheme};
+
+const SCALE: &str = "io.k8s.api.autoscaling.v1.Scale";
 
 impl Registry {
     /// `patch` as sent, parsed: an array for JSON Patch, an object otherwise.
@@ -25,12 +28,10 @@ impl Registry {
             let existing = self.stored(kind, namespace, name).await?.ok_or_else(|| target.not_found())?;
             let old = encode::decode(kind, &existing)?;
             if subresource == "scale" {
-                let mut scale = scale::scale_of(kind, &old)?;
-                apply(kind, &patch_type, &mut scale, &patch)?;
+                let scale = apply(SCALE, &patch_type, scale::scale_of(kind, &old)?, &patch)?;
                 return self.update_scale(target, Decoded { object: scale, warnings }).await;
             }
-            let mut new = old.clone();
-            apply(kind, &patch_type, &mut new, &patch)?;
+            let mut new = apply(&kind.schema, &patch_type, old.clone(), &patch)?;
             meta::set_name(name, &mut new)?;
             meta::set_namespace(kind, namespace, &mut new)?;
             encode::type_meta(kind, &mut new);
@@ -48,28 +49,21 @@ impl Registry {
     }
 }
 
-fn apply(_kind: &Kind, patch_type: &PatchType, object: &mut Object, patch: &Object) -> Result<()> {
-    match patch_type {
-        PatchType::Json => {
-            let operations: json_patch::Patch = serde_json::from_value(patch.clone())
-                .map_err(|error| Status::bad_request(format!("error decoding patch: {error}")))?;
-            json_patch::patch(object, &operations).map_err(|_| rejected())
-        }
-        PatchType::Merge => {
-            json_patch::merge(object, patch);
-            Ok(())
-        }
-        PatchType::Strategic => {
-            json_patch::merge(object, patch);
-            Ok(())
-        }
-        PatchType::Apply { .. } => Err(Status::unsupported_media_type(
-            "the body of the request was in an unknown format - accepted media types include: \
-             application/json-patch+json, application/merge-patch+json, application/strategic-merge-patch+json",
+/// `schema` is the type of `object`; kinds without one take no strategic patch.
+fn apply(schema: &str, patch_type: &PatchType, object: Object, patch: &Object) -> Result<Object> {
+    match (patch_type, scheme::find(schema)) {
+        (PatchType::Json, _) => patch::json::apply(object, patch),
+        (PatchType::Merge, _) => patch::merge::apply(object, patch),
+        (PatchType::Strategic, Some(schema)) => patch::strategic::apply(object, patch, schema),
+        (PatchType::Strategic, None) => Err(unsupported("application/json-patch+json, application/merge-patch+json")),
+        (PatchType::Apply { .. }, _) => Err(unsupported(
+            "application/json-patch+json, application/merge-patch+json, application/strategic-merge-patch+json",
         )),
     }
 }
 
-fn rejected() -> Status {
-    Status::new(422, "Invalid", "the server rejected our request due to an error in our request")
+fn unsupported(accepted: &str) -> Status {
+    Status::unsupported_media_type(format!(
+        "the body of the request was in an unknown format - accepted media types include: {accepted}"
+    ))
 }

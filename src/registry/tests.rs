@@ -1,5 +1,7 @@
 //! Stories over the verbs, on the in-memory store: what a client sees, in upstream's words.
 
+mod admission;
+mod bootstrap;
 mod deletes;
 mod lists;
 mod writes;
@@ -23,6 +25,7 @@ impl Cluster {
         let cluster = Self { registry, context: Context { user: User::system("test"), ..Context::default() } };
         for name in ["default", "g1"] {
             cluster.create("v1", "Namespace", "", json!({"metadata": {"name": name}})).await.unwrap();
+            cluster.create("v1", "ServiceAccount", name, json!({"metadata": {"name": "default"}})).await.unwrap();
         }
         cluster
     }

@@ -1,7 +1,7 @@
 //! UPDATE, and what every change of an existing object goes through: `replace`.
 
 use super::admission::{self, Operation, Request};
-use super::{Context, Decoded, Outcome, Registry, Written, create, encode, meta, schema, store_error, subject};
+use super::{Context, Decoded, Outcome, Registry, Written, create, encode, events, meta, schema, store_error, subject};
 use super::{subresource, trace};
 use crate::api::kinds::{HookContext, Kind};
 use crate::api::object::{Object, ObjectExt};
@@ -142,6 +142,8 @@ impl Registry {
         self.mark(old.uid(), &steps);
         if finished {
             self.mark_deleted(kind, old.uid());
+        } else if kind.storage_prefix == events::PREFIX {
+            self.expire_events(&stored).await;
         }
         encode::shown(kind, &unsaved.unwrap_or(stored)).map(Some)
     }

@@ -1,10 +1,16 @@
 //! Admission: what the cluster, not the kind, has to say about a write. One ordered list, a file per plugin.
 //! All plugins may change the object first; then all may refuse it.
 
-use super::{Context, Registry};
+mod default_toleration_seconds;
+mod namespace_lifecycle;
+mod priority;
+mod service_account;
+mod taint_nodes;
+
+use super::{Context, Registry, subject};
 use crate::api::kinds::Kind;
 use crate::api::object::Object;
-use crate::api::status::Result;
+use crate::api::status::{Result, Status};
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, ready};
 use jiff::Timestamp;
@@ -34,6 +40,11 @@ impl Request<'_> {
     /// Whether this is about a kind of the core group, by plural name.
     pub fn is_core(&self, plural: &str) -> bool {
         self.kind.group.is_empty() && self.kind.plural == plural
+    }
+
+    /// The refusal of this write, in upstream's form.
+    pub fn forbidden(&self, why: &str) -> Status {
+        Status::forbidden(subject(self.kind, self.name), why)
     }
 
     /// Whether a main resource of the core group is being created.
@@ -68,7 +79,21 @@ pub trait Plugin: Sync {
 }
 
 /// In upstream's order.
-pub static PLUGINS: &[&dyn Plugin] = &[];
+pub static PLUGINS: &[&dyn Plugin] = &[
+    &namespace_lifecycle::NamespaceLifecycle,
+    &service_account::ServiceAccount,
+    &taint_nodes::TaintNodesByCondition,
+    &priority::Priority,
+    &default_toleration_seconds::DefaultTolerationSeconds,
+];
+
+impl Registry {
+    /// An object that a plugin needs to know, by its store key.
+    async fn peek(&self, key: &str) -> Result<Option<Object>> {
+        let found = self.store.get(key).await.map_err(Status::internal)?;
+        found.map(|entry| serde_json::from_slice(&entry.bytes).map_err(Status::internal)).transpose()
+    }
+}
 
 pub(super) async fn admit(registry: &Registry, request: &Request<'_>, object: &mut Object) -> Result<()> {
     for plugin in PLUGINS.iter().filter(|plugin| plugin.handles(request)) {
