@@ -3,6 +3,7 @@
 //! script turns both into statics. Everything generic walks this table; nothing here is per kind.
 
 mod fill;
+pub mod openapi;
 mod prune;
 
 pub use fill::apply_defaults;
