@@ -2,9 +2,11 @@
 //! `run_all` is their list. They meet only through objects.
 
 mod deployment;
+mod endpoints;
 mod owners;
 mod replicaset;
 mod runner;
+mod service_account;
 
 use crate::api::kinds::Kinds;
 use crate::api::view::meta::Condition;
@@ -56,9 +58,11 @@ const WORKERS: usize = 4;
 /// Starts every controller in the tree.
 pub fn run_all(config: &ControllerConfig, client: Client, informers: Informers, clock: Clock, tree: &mut Tree) {
     let tools = Tools { client, informers, clock };
-    let _ = config;
+    start(tree, "service account", service_account::Controller::new(&tools, &config.ca_pem));
     start(tree, "deployment", deployment::Controller::new(&tools));
     start(tree, "replicaset", replicaset::Controller::new(&tools));
+    start(tree, "endpoint slices", endpoints::slices::Controller::new(&tools));
+    start(tree, "endpoints", endpoints::legacy::Controller::new(&tools));
 }
 
 fn start<C: Reconcile>(tree: &mut Tree, name: &'static str, (controller, sources): (Arc<C>, Vec<Source>)) {
