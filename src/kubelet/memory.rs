@@ -74,6 +74,12 @@ pub enum ImageState {
     },
 }
 
+impl ImageState {
+    pub fn begin(&mut self) {
+        *self = Self::InFlight;
+    }
+}
+
 /// A verb that is running for a container.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Operation {
@@ -95,9 +101,12 @@ pub struct ContainerMemory {
     pub operation: Option<Operation>,
     pub backoff: Option<Backoff>,
     pub image: ImageState,
+    pub image_backoff: Option<Backoff>,
     /// `name@sha256:…` (or the image's id) of the image it was last started from.
     pub image_reference: String,
     pub error: Option<StartError>,
+    /// A stop failed; the next try comes then.
+    pub stop_retry_at: Option<Timestamp>,
     /// Ids of the instance that passed its startup probe, that is ready, and that a probe or hook condemned.
     pub started: Option<String>,
     pub ready: Option<String>,
@@ -117,9 +126,14 @@ pub enum Condemned {
 pub struct Memory {
     pub containers: BTreeMap<String, ContainerMemory>,
     pub volumes: Preparation,
+    /// When published volumes are looked at again: a token is to be renewed, an object has changed.
+    pub refresh_at: Option<Timestamp>,
+    pub refreshing: bool,
     pub sandbox: Preparation,
     /// `stop_sandbox` or `remove_sandbox` is running.
     pub releasing: bool,
+    /// A release failed; the next try comes then.
+    pub release_retry_at: Option<Timestamp>,
     /// `stop_sandbox` has succeeded since the sandbox was last ready.
     pub stopped: bool,
     /// Nothing of the pod is left on the node.

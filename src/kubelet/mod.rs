@@ -6,13 +6,267 @@ mod container;
 mod dns;
 mod downward;
 mod env;
+mod hook;
+mod image;
 mod memory;
+mod operation;
 mod plan;
+mod probe;
 mod references;
 mod resources;
 mod security;
 mod status;
 mod volume;
+mod worker;
+
+use crate::api::quantity::Quantity;
+use crate::api::view::pod::Pod;
+use crate::client::informer::{Change, Scope};
+use crate::client::{Client, EventRecorder, Informer, Informers, Item, PODS, SERVICES};
+use crate::clock::Clock;
+use crate::runtime::{ContainerState, Runtime, SandboxStatus};
+use crate::supervise::Shutdown;
+use crate::telemetry::Trace;
+use dns::{ClusterDns, ResolvConf};
+use jiff::Timestamp;
+use references::References;
+use status::Host;
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{Notify, Semaphore, watch};
+use tokio::task::{Id, JoinSet};
 
 /// Opens every container id in a pod's status.
 pub const CONTAINER_ID_SCHEME: &str = "edgelet://";
+
+/// Images pulled at the same time: one layer at a time saturates a board's disk.
+const PULLS_LIMIT: usize = 2;
+/// Containers made at the same time: more only wait for each other's forks.
+const STARTS_LIMIT: usize = 4;
+const ORPHAN_GRACE: Duration = Duration::from_secs(30);
+const WORKER_RESTART_DELAY: Duration = Duration::from_secs(10);
+const LIST_RETRY: Duration = Duration::from_secs(1);
+
+/// What the kubelet is told at start.
+#[derive(Clone, Debug)]
+pub struct KubeletConfig {
+    pub node_name: String,
+    /// The first is the node's `InternalIP` and the pods' `hostIP`.
+    pub node_ips: Vec<IpAddr>,
+    pub cluster_dns: Vec<IpAddr>,
+    pub cluster_domain: String,
+    /// `/var/log/pods`.
+    pub log_directory: PathBuf,
+    /// The host's, for pods whose names are not the cluster's.
+    pub resolv_conf: PathBuf,
+    /// Node labels besides the well-known ones.
+    pub labels: BTreeMap<String, String>,
+    /// What the node has and what pods may have of it.
+    pub capacity: BTreeMap<String, Quantity>,
+    pub allocatable: BTreeMap<String, Quantity>,
+}
+
+/// What the workers of a node share.
+pub struct Kubelet {
+    config: KubeletConfig,
+    client: Client,
+    runtime: Arc<dyn Runtime>,
+    clock: Clock,
+    trace: Arc<Trace>,
+    events: EventRecorder,
+    pods: Informer,
+    services: Informer,
+    references: References,
+    host: Host,
+    dns: ClusterDns,
+    resolv_conf: ResolvConf,
+    pulls: Semaphore,
+    starts: Semaphore,
+    started_at: Timestamp,
+}
+
+/// One worker as the kubelet holds it.
+struct Handle {
+    changes: watch::Sender<Option<Item>>,
+    wake: Arc<Notify>,
+}
+
+impl Kubelet {
+    /// Call it inside the runtime: it starts its event recorder.
+    pub fn new(
+        config: KubeletConfig,
+        client: Client,
+        informers: &Informers,
+        runtime: Arc<dyn Runtime>,
+        clock: Clock,
+        trace: Arc<Trace>,
+    ) -> Arc<Self> {
+        let own = Scope { field_selector: format!("spec.nodeName={}", config.node_name), ..Scope::default() };
+        let resolv_conf = std::fs::read_to_string(&config.resolv_conf).unwrap_or_default();
+        let text = |ips: &[IpAddr]| -> Vec<String> { ips.iter().map(ToString::to_string).collect() };
+        Arc::new(Self {
+            pods: informers.get(PODS, own),
+            services: informers.get(SERVICES, Scope::default()),
+            events: EventRecorder::new(client.clone(), clock.clone(), "kubelet", &config.node_name),
+            references: References::new(client.clone()),
+            host: Host { ips: text(&config.node_ips) },
+            dns: ClusterDns { servers: text(&config.cluster_dns), domain: config.cluster_domain.clone() },
+            resolv_conf: ResolvConf::parse(&resolv_conf),
+            pulls: Semaphore::new(PULLS_LIMIT),
+            starts: Semaphore::new(STARTS_LIMIT),
+            started_at: clock.now(),
+            config,
+            client,
+            runtime,
+            clock,
+            trace,
+        })
+    }
+
+    fn memory_bytes(&self) -> i64 {
+        self.config.capacity.get("memory").map_or(0, Quantity::value)
+    }
+
+    /// Runs until shutdown; the pods' containers live on.
+    pub async fn run(self: Arc<Self>, shutdown: Shutdown) {
+        tokio::select! {
+            () = shutdown.requested() => {}
+            () = self.serve_pods() => {}
+        }
+    }
+
+    async fn serve_pods(self: Arc<Self>) {
+        let mut runtime_events = self.runtime.events();
+        self.pods.synced().await;
+        let mut fleet = Fleet::new(self.clone(), self.known_sandboxes().await);
+        let mut changes = self.pods.subscribe();
+        fleet.remove_orphans();
+        loop {
+            tokio::select! {
+                change = changes.next() => fleet.change(change),
+                Some(event) = runtime_events.recv() => fleet.wake(&event.pod_uid),
+                Some(ended) = fleet.tasks.join_next_with_id() => fleet.ended(ended),
+            }
+        }
+    }
+
+    /// What runs on the node before any pod is looked at, by uid.
+    async fn known_sandboxes(&self) -> HashMap<String, SandboxStatus> {
+        loop {
+            match self.runtime.list().await {
+                Ok(list) => return list.into_iter().map(|one| (one.pod.uid.clone(), one)).collect(),
+                Err(error) => tracing::warn!(%error, "list sandboxes failed; retrying"),
+            }
+            self.clock.sleep(LIST_RETRY).await;
+        }
+    }
+
+    async fn remove_orphan(self: Arc<Self>, sandbox: SandboxStatus) {
+        let uid = &sandbox.pod.uid;
+        tracing::info!(
+            namespace = sandbox.pod.namespace,
+            name = sandbox.pod.name,
+            uid,
+            "removing a pod that is no more"
+        );
+        let running = sandbox.containers.iter().filter(|one| matches!(one.state, ContainerState::Running { .. }));
+        let stops = running.map(|one| self.runtime.stop_container(&one.id, ORPHAN_GRACE));
+        for error in futures_util::future::join_all(stops).await.into_iter().filter_map(Result::err) {
+            tracing::warn!(%error, uid, "stop container of an orphan");
+        }
+        if let Err(error) = self.runtime.stop_sandbox(uid).await {
+            tracing::warn!(%error, uid, "stop sandbox of an orphan");
+        }
+        if let Err(error) = self.runtime.remove_sandbox(uid, false).await {
+            tracing::warn!(%error, uid, "remove sandbox of an orphan");
+        }
+    }
+}
+
+/// The workers of the node.
+struct Fleet {
+    kubelet: Arc<Kubelet>,
+    handles: HashMap<String, Handle>,
+    /// Pods by task, to find out whose worker ended.
+    uids: HashMap<Id, String>,
+    tasks: JoinSet<()>,
+    /// What ran before this process, until a worker takes it over.
+    known: HashMap<String, SandboxStatus>,
+}
+
+impl Fleet {
+    fn new(kubelet: Arc<Kubelet>, known: HashMap<String, SandboxStatus>) -> Self {
+        Self { kubelet, handles: HashMap::new(), uids: HashMap::new(), tasks: JoinSet::new(), known }
+    }
+
+    /// Sandboxes of pods that are not in the API any more.
+    fn remove_orphans(&mut self) {
+        let wanted: Vec<String> = self.kubelet.pods.list().iter().filter_map(uid_of).collect();
+        let orphans = self.known.extract_if(|uid, _| !wanted.contains(uid));
+        for (_, sandbox) in orphans {
+            self.tasks.spawn(self.kubelet.clone().remove_orphan(sandbox));
+        }
+    }
+
+    fn change(&mut self, change: Change) {
+        let new_uid = change.new.as_ref().and_then(uid_of);
+        if let Some(old_uid) = change.old.as_ref().and_then(uid_of)
+            && new_uid.as_ref() != Some(&old_uid)
+            && let Some(handle) = self.handles.get(&old_uid)
+        {
+            handle.changes.send_replace(None);
+        }
+        let (Some(uid), Some(item)) = (new_uid, change.new) else { return };
+        match self.handles.get(&uid) {
+            Some(handle) => {
+                handle.changes.send_replace(Some(item));
+            }
+            None => self.start(uid, item, Duration::ZERO),
+        }
+    }
+
+    fn start(&mut self, uid: String, item: Item, delay: Duration) {
+        let (changes, receiver) = watch::channel(Some(item));
+        let wake = Arc::new(Notify::new());
+        let sandbox = self.known.remove(&uid);
+        let worker = worker::run(self.kubelet.clone(), uid.clone(), receiver, wake.clone(), sandbox, delay);
+        let task = self.tasks.spawn(worker);
+        self.uids.insert(task.id(), uid.clone());
+        self.handles.insert(uid, Handle { changes, wake });
+    }
+
+    fn wake(&self, uid: &str) {
+        if let Some(handle) = self.handles.get(uid) {
+            handle.wake.notify_one();
+        }
+    }
+
+    /// A worker that panicked is started again after a while; one poisoned pod harms no other.
+    fn ended(&mut self, ended: Result<(Id, ()), tokio::task::JoinError>) {
+        let id = ended.as_ref().map_or_else(tokio::task::JoinError::id, |(id, ())| *id);
+        let Some(uid) = self.uids.remove(&id) else { return };
+        let Some(handle) = self.handles.remove(&uid) else { return };
+        if ended.is_err() {
+            tracing::error!(uid, "a pod's worker panicked; starting it again");
+            let item = handle.changes.borrow().clone();
+            if let Some(item) = item {
+                self.start(uid, item, WORKER_RESTART_DELAY);
+            }
+        }
+    }
+}
+
+fn uid_of(item: &Item) -> Option<String> {
+    item.identity().ok().map(|identity| identity.uid.into_owned())
+}
+
+/// Revisions of one object grow; 0 = not a number.
+fn revision(text: &str) -> u64 {
+    text.parse().unwrap_or(0)
+}
+
+/// A pod as verbs in flight share it.
+type SharedPod = Arc<Pod>;

@@ -277,7 +277,16 @@ impl Planner<'_> {
             Preparation::Wanted => self.act(Action::PrepareVolumes),
             Preparation::Failed { retry_at, .. } if *retry_at <= self.facts.now => self.act(Action::PrepareVolumes),
             Preparation::Failed { retry_at, .. } => self.wake(*retry_at),
-            Preparation::InFlight | Preparation::Done => {}
+            Preparation::InFlight => {}
+            Preparation::Done => self.refresh_volumes(),
+        }
+    }
+
+    fn refresh_volumes(&mut self) {
+        match self.facts.memory.refresh_at.filter(|_| !self.facts.memory.refreshing) {
+            Some(at) if at <= self.facts.now => self.act(Action::PrepareVolumes),
+            Some(at) => self.wake(at),
+            None => {}
         }
     }
 
@@ -361,10 +370,14 @@ impl Planner<'_> {
 
     fn stop(&mut self, container: &Container, record: &ContainerStatus, grace_s: i64, message: String) {
         let deadline = after(self.facts.now, grace_s);
-        match self.facts.memory.containers.get(&container.name).and_then(|memory| memory.operation) {
+        let memory = self.facts.memory.containers.get(&container.name);
+        match memory.and_then(|memory| memory.operation) {
             // A shorter grace replaces a longer one that is running.
             Some(Operation::Stopping { deadline: known }) if known <= after(deadline, 1) => return,
             _ => {}
+        }
+        if let Some(at) = memory.and_then(|memory| memory.stop_retry_at).filter(|at| *at > self.facts.now) {
+            return self.wake(at);
         }
         self.act(Action::StopContainer { id: record.id.clone(), container: container.name.clone(), grace_s, message });
     }
@@ -477,6 +490,9 @@ impl Planner<'_> {
         let deleted = memory.gone || self.facts.pod.is_terminating();
         if memory.releasing {
             return;
+        }
+        if let Some(at) = memory.release_retry_at.filter(|at| *at > self.facts.now) {
+            return self.wake(at);
         }
         if self.facts.sandbox.is_some() && !memory.stopped && !memory.removed {
             return self.act(Action::StopSandbox);

@@ -68,7 +68,6 @@ struct Pod {
     created_at: Timestamp,
     ip: IpAddr,
     containers: BTreeMap<String, Container>,
-    volumes: BTreeMap<String, VolumeContent>,
 }
 
 struct Container {
@@ -78,6 +77,8 @@ struct Container {
 
 struct State {
     pods: BTreeMap<String, Pod>,
+    /// By pod and name; a volume may be there before the sandbox.
+    volumes: BTreeMap<(String, String), VolumeContent>,
     images: BTreeMap<String, ImageStatus>,
     pull_errors: BTreeMap<String, String>,
     pulls: u64,
@@ -103,6 +104,7 @@ impl FakeRuntime {
     pub fn new(clock: Clock, network: Ipv4Addr) -> Self {
         let state = State {
             pods: BTreeMap::new(),
+            volumes: BTreeMap::new(),
             images: BTreeMap::new(),
             pull_errors: BTreeMap::new(),
             pulls: 0,
@@ -135,7 +137,7 @@ impl FakeRuntime {
 
     /// What a volume holds now.
     pub fn volume(&self, pod_uid: &str, name: &str) -> Option<VolumeContent> {
-        self.state().pods.get(pod_uid)?.volumes.get(name).cloned()
+        self.state().volumes.get(&(pod_uid.to_owned(), name.to_owned())).cloned()
     }
 
     /// A container ends by itself, now.
@@ -184,8 +186,8 @@ impl FakeRuntime {
             let ip = self.address(&mut state, config.wanted_ip);
             let created_at = self.0.clock.now();
             let former = state.pods.remove(&uid);
-            let (containers, volumes) = former.map(|pod| (pod.containers, pod.volumes)).unwrap_or_default();
-            let pod = Pod { config, ready: true, created_at, ip, containers, volumes };
+            let containers = former.map(|pod| pod.containers).unwrap_or_default();
+            let pod = Pod { config, ready: true, created_at, ip, containers };
             state.pods.insert(uid.clone(), pod);
         }
         Ok(status(&state.pods[&uid]))
@@ -387,7 +389,9 @@ impl Runtime for FakeRuntime {
 
     fn remove_sandbox<'a>(&'a self, pod_uid: &'a str, _keep_logs: bool) -> Verb<'a, ()> {
         Box::pin(async move {
-            self.state().pods.remove(pod_uid);
+            let mut state = self.state();
+            state.pods.remove(pod_uid);
+            state.volumes.retain(|(uid, _), _| uid != pod_uid);
             Ok(())
         })
     }
@@ -479,9 +483,7 @@ impl Runtime for FakeRuntime {
 
     fn publish_volume<'a>(&'a self, pod_uid: &'a str, name: &'a str, content: VolumeContent) -> Verb<'a, PathBuf> {
         Box::pin(async move {
-            let mut state = self.state();
-            let pod = state.pods.get_mut(pod_uid).ok_or_else(|| not_found(pod_uid))?;
-            pod.volumes.insert(name.to_owned(), content);
+            self.state().volumes.insert((pod_uid.to_owned(), name.to_owned()), content);
             Ok(PathBuf::from("/nonexistent/fake").join(pod_uid).join(name))
         })
     }

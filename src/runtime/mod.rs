@@ -401,6 +401,7 @@ pub trait Runtime: Send + Sync {
     fn stats<'a>(&'a self, pod_uid: &'a str) -> Verb<'a, BTreeMap<String, Stats>>;
 
     /// Makes or updates a volume and returns the host path to mount. Same content = no write.
+    /// Works before the sandbox runs: the kubelet prepares both at the same time.
     fn publish_volume<'a>(&'a self, pod_uid: &'a str, name: &'a str, content: VolumeContent) -> Verb<'a, PathBuf>;
     /// A file or directory inside a volume for `subPath`, safe against symlinks.
     fn sub_path<'a>(
