@@ -6,6 +6,7 @@ pub mod ipam;
 mod netlink;
 pub mod nftables;
 pub mod plan;
+pub mod resolve;
 pub mod tables;
 
 use crate::sys::netns;
