@@ -207,3 +207,50 @@ fn protobuf_refuses_what_is_not() {
     let secret = Message::default().enveloped("v1", "Secret");
     assert!(decode(&secret).expect_err("refused").message.contains("converting (v1.Secret) to (core.Pod)"));
 }
+
+/// Bodies that kubectl 1.36 sent for `kubectl create …`.
+#[test]
+fn protobuf_of_kubectl_decodes() {
+    use base64::Engine;
+    let cases = include_str!("../../../tests/data/scheme/protobuf.json");
+    let cases: Vec<Value> = serde_json::from_str(cases).expect("test data");
+    for case in cases {
+        let text = |name: &str| case[name].as_str().expect("test data");
+        let body = base64::engine::general_purpose::STANDARD.decode(text("body")).expect("test data");
+        let (api_version, kind) = (text("apiVersion"), text("kind"));
+        let schema = scheme::find_kind(api_version, kind);
+        assert!(schema.is_some(), "{kind}");
+        let decoded = decode(MediaType::Protobuf, &body, schema, api_version, kind, FieldValidation::Strict);
+        assert_eq!(decoded, Ok(Decoded { object: case["decoded"].clone(), warnings: Vec::new() }), "{kind}");
+    }
+}
+
+#[test]
+fn protobuf_reads_the_unions_of_json_schemas() {
+    let text = || Message::default().bytes(5, "string");
+    let property = |name: &str, schema: Message| Message::default().bytes(1, name).message(2, schema);
+    let any = Message::default().bytes(8, Message::default().bytes(1, "{\"a\":1}").0);
+    let open = Message::default().message(30, Message::default().number(1, 1));
+    let typed = Message::default().message(30, Message::default().number(1, 1).message(2, text()));
+    let one = Message::default().message(24, Message::default().message(1, text()));
+    let many = Message::default().message(24, Message::default().message(2, text()).message(2, text()));
+    let needs = Message::default().bytes(1, "x").message(2, Message::default().bytes(2, "y"));
+    let schema = Message::default().message(29, property("any", any)).message(29, property("open", open));
+    let schema = schema.message(29, property("typed", typed)).message(29, property("one", one));
+    let schema = schema.message(29, property("many", many)).message(32, needs).number(38, 1);
+    let version =
+        Message::default().bytes(1, "v1").number(2, 1).number(3, 1).message(4, Message::default().message(1, schema));
+    let crd = Message::default().message(2, Message::default().message(7, version)).enveloped("", "");
+    let (api_version, kind) = ("apiextensions.k8s.io/v1", "CustomResourceDefinition");
+    let found = scheme::find_kind(api_version, kind);
+    let decoded = decode(MediaType::Protobuf, &crd, found, api_version, kind, FieldValidation::Strict);
+    let expected = json!({
+        "properties": {
+            "any": {"default": {"a": 1}}, "open": {"additionalProperties": true},
+            "typed": {"additionalProperties": {"type": "string"}}, "one": {"items": {"type": "string"}},
+            "many": {"items": [{"type": "string"}, {"type": "string"}]},
+        },
+        "dependencies": {"x": ["y"]}, "x-kubernetes-preserve-unknown-fields": true,
+    });
+    assert_eq!(decoded.expect("accepted").object["spec"]["versions"][0]["schema"]["openAPIV3Schema"], expected);
+}

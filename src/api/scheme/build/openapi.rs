@@ -130,7 +130,7 @@ fn v2_protobuf(facts: &Facts, definitions: &BTreeMap<String, Schema>) -> Message
     let mut paths = Message::default();
     for root in patchable(facts) {
         let mut item = Message::default();
-        item.message(7, &v2_operation(root));
+        item.message(8, &v2_operation(root));
         paths.message(2, &Message::named(&format!("{}/{{name}}", collection_path(root)), &item));
     }
     let mut all = Message::default();
