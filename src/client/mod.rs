@@ -9,6 +9,7 @@ pub mod reflector;
 pub mod remote;
 pub mod workqueue;
 
+use crate::api::kinds::{Kind, Text};
 use crate::api::object::Object;
 use crate::api::status::Result;
 use crate::registry::{DeleteOptions, ListOptions, PatchType};
@@ -17,6 +18,8 @@ use futures_util::stream::BoxStream;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use std::borrow::Cow;
+use std::collections::BTreeSet;
+use std::sync::Mutex;
 
 pub use events::{EventRecorder, ObjectRef};
 pub use informer::{Informer, Informers};
@@ -30,6 +33,30 @@ pub struct Resource {
     pub group: &'static str,
     pub version: &'static str,
     pub plural: &'static str,
+}
+
+impl Resource {
+    /// The resource of a row.
+    pub fn of(kind: &Kind) -> Self {
+        Self { group: kept(&kind.group), version: kept(&kind.version), plural: kept(&kind.plural) }
+    }
+}
+
+/// Names of kinds made at run time are kept for the life of the process, each once: a `Resource` is `Copy`.
+fn kept(text: &Text) -> &'static str {
+    static NAMES: Mutex<BTreeSet<&'static str>> = Mutex::new(BTreeSet::new());
+    match text {
+        Cow::Borrowed(text) => text,
+        Cow::Owned(text) => {
+            let mut names = NAMES.lock().expect("no panic while the names are locked");
+            if let Some(known) = names.get(text.as_str()) {
+                return known;
+            }
+            let leaked: &'static str = text.clone().leak();
+            names.insert(leaked);
+            leaked
+        }
+    }
 }
 
 macro_rules! resources {

@@ -3,6 +3,8 @@
 
 mod deployment;
 mod endpoints;
+mod garbage;
+mod namespace;
 mod owners;
 mod replicaset;
 mod runner;
@@ -58,11 +60,14 @@ const WORKERS: usize = 4;
 /// Starts every controller in the tree.
 pub fn run_all(config: &ControllerConfig, client: Client, informers: Informers, clock: Clock, tree: &mut Tree) {
     let tools = Tools { client, informers, clock };
+    start(tree, "namespace", namespace::Controller::new(&tools, &config.kinds));
     start(tree, "service account", service_account::Controller::new(&tools, &config.ca_pem));
     start(tree, "deployment", deployment::Controller::new(&tools));
     start(tree, "replicaset", replicaset::Controller::new(&tools));
     start(tree, "endpoint slices", endpoints::slices::Controller::new(&tools));
     start(tree, "endpoints", endpoints::legacy::Controller::new(&tools));
+    let garbage = garbage::run(tools.clone(), config.kinds.clone(), tree.shutdown());
+    tree.spawn("garbage collector", garbage);
 }
 
 fn start<C: Reconcile>(tree: &mut Tree, name: &'static str, (controller, sources): (Arc<C>, Vec<Source>)) {

@@ -70,7 +70,8 @@ async fn feed(source: Source, queue: WorkQueue) {
     }
 }
 
-async fn work(name: &'static str, controller: Arc<dyn Reconcile>, queue: WorkQueue) {
+/// One worker: takes keys for ever.
+pub async fn work(name: &'static str, controller: Arc<dyn Reconcile>, queue: WorkQueue) {
     loop {
         let key = queue.next().await;
         match AssertUnwindSafe(controller.reconcile(&key)).catch_unwind().await {
