@@ -1,6 +1,7 @@
 //! Rows of admissionregistration.k8s.io/v1.
 
 use super::Kind;
+use super::policy;
 use super::print;
 use super::row::{API_EXTENSIONS, GET_PATCH_UPDATE, Row, names, subresources};
 
@@ -14,6 +15,7 @@ pub(super) static MUTATING_ADMISSION_POLICY: Kind = Row {
     categories: API_EXTENSIONS,
     unconditional_update: false,
     printer: print::MUTATING_POLICY,
+    strategy: &policy::Counted,
     ..Row::cluster(kind!("MutatingAdmissionPolicy" "mutatingadmissionpolicies" "mutatingadmissionpolicy"))
 }
 .build();
@@ -22,6 +24,7 @@ pub(super) static MUTATING_ADMISSION_POLICY_BINDING: Kind = Row {
     categories: API_EXTENSIONS,
     unconditional_update: false,
     printer: print::POLICY_BINDING,
+    strategy: &policy::Counted,
     ..Row::cluster(
         kind!("MutatingAdmissionPolicyBinding" "mutatingadmissionpolicybindings" "mutatingadmissionpolicybinding"),
     )
@@ -32,6 +35,7 @@ pub(super) static MUTATING_WEBHOOK_CONFIGURATION: Kind = Row {
     categories: API_EXTENSIONS,
     unconditional_update: false,
     printer: print::WEBHOOK_CONFIGURATION,
+    strategy: &policy::Counted,
     ..Row::cluster(kind!("MutatingWebhookConfiguration" "mutatingwebhookconfigurations" "mutatingwebhookconfiguration"))
 }
 .build();
@@ -41,6 +45,7 @@ pub(super) static VALIDATING_ADMISSION_POLICY: Kind = Row {
     subresources: subresources!["status" "ValidatingAdmissionPolicy" GET_PATCH_UPDATE;],
     unconditional_update: false,
     printer: print::VALIDATING_POLICY,
+    strategy: &policy::StatusStrategy { generation: true },
     ..Row::cluster(kind!("ValidatingAdmissionPolicy" "validatingadmissionpolicies" "validatingadmissionpolicy"))
 }
 .build();
@@ -48,7 +53,7 @@ pub(super) static VALIDATING_ADMISSION_POLICY: Kind = Row {
 pub(super) static VALIDATING_ADMISSION_POLICY_BINDING: Kind = Row {
     categories: API_EXTENSIONS,
     unconditional_update: false,
-    printer: print::POLICY_BINDING, ..Row::cluster(kind!("ValidatingAdmissionPolicyBinding" "validatingadmissionpolicybindings" "validatingadmissionpolicybinding"))
+    printer: print::POLICY_BINDING, strategy: &policy::Counted, ..Row::cluster(kind!("ValidatingAdmissionPolicyBinding" "validatingadmissionpolicybindings" "validatingadmissionpolicybinding"))
 }
 .build();
 
@@ -56,6 +61,7 @@ pub(super) static VALIDATING_WEBHOOK_CONFIGURATION: Kind = Row {
     categories: API_EXTENSIONS,
     unconditional_update: false,
     printer: print::WEBHOOK_CONFIGURATION,
+    strategy: &policy::Counted,
     ..Row::cluster(
         kind!("ValidatingWebhookConfiguration" "validatingwebhookconfigurations" "validatingwebhookconfiguration"),
     )

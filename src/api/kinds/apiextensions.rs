@@ -1,6 +1,7 @@
 //! Rows of apiextensions.k8s.io/v1.
 
 use super::Kind;
+use super::policy;
 use super::row::{API_EXTENSIONS, GET_PATCH_UPDATE, Row, names, subresources, texts};
 
 macro_rules! kind {
@@ -14,6 +15,7 @@ pub(super) static CUSTOM_RESOURCE_DEFINITION: Kind = Row {
     categories: API_EXTENSIONS,
     subresources: subresources!["status" "CustomResourceDefinition" GET_PATCH_UPDATE;],
     unconditional_update: false,
+    strategy: &policy::StatusStrategy { generation: true },
     ..Row::cluster(kind!("CustomResourceDefinition" "customresourcedefinitions" "customresourcedefinition"))
 }
 .build();

@@ -1,6 +1,7 @@
 //! Rows of apiregistration.k8s.io/v1.
 
 use super::Kind;
+use super::policy;
 use super::print;
 use super::row::{API_EXTENSIONS, GET_PATCH_UPDATE, Row, names, subresources};
 
@@ -15,6 +16,7 @@ pub(super) static API_SERVICE: Kind = Row {
     subresources: subresources!["status" "APIService" GET_PATCH_UPDATE;],
     unconditional_update: false,
     printer: print::API_SERVICE,
+    strategy: &policy::StatusStrategy { generation: false },
     ..Row::cluster(kind!("APIService" "apiservices" "apiservice"))
 }
 .build();

@@ -1,5 +1,8 @@
 //! Rows of apps/v1.
 
+pub(super) mod replicas;
+pub(super) mod workload;
+
 use super::print;
 use super::row::{ALL, GET_PATCH_UPDATE, Row, fields, names, subresources, texts};
 use super::{CacheLevel, Kind};
@@ -13,6 +16,7 @@ macro_rules! kind {
 pub(super) static CONTROLLER_REVISION: Kind = Row {
     cache: CacheLevel::Index,
     printer: print::CONTROLLER_REVISION,
+    strategy: &workload::ControllerRevisionStrategy,
     ..Row::namespaced(kind!("ControllerRevision" "controllerrevisions" "controllerrevision"))
 }
 .build();
@@ -22,6 +26,7 @@ pub(super) static DAEMON_SET: Kind = Row {
     categories: ALL,
     subresources: subresources!["status" "DaemonSet" GET_PATCH_UPDATE;],
     printer: print::DAEMON_SET,
+    strategy: &workload::DaemonSetStrategy,
     ..Row::namespaced(kind!("DaemonSet" "daemonsets" "daemonset"))
 }
 .build();
@@ -34,6 +39,7 @@ pub(super) static DEPLOYMENT: Kind = Row {
         "status" "Deployment" GET_PATCH_UPDATE;
     ],
     printer: print::DEPLOYMENT,
+    strategy: &workload::DeploymentStrategy,
     ..Row::namespaced(kind!("Deployment" "deployments" "deployment"))
 }
 .build();
@@ -47,6 +53,7 @@ pub(super) static REPLICA_SET: Kind = Row {
     ],
     fields: fields!["status.replicas" number ["status" "replicas"];],
     printer: print::REPLICA_SET,
+    strategy: &workload::ReplicaSetStrategy,
     ..Row::namespaced(kind!("ReplicaSet" "replicasets" "replicaset"))
 }
 .build();
@@ -59,6 +66,7 @@ pub(super) static STATEFUL_SET: Kind = Row {
         "status" "StatefulSet" GET_PATCH_UPDATE;
     ],
     printer: print::STATEFUL_SET,
+    strategy: &workload::StatefulSetStrategy,
     ..Row::namespaced(kind!("StatefulSet" "statefulsets" "statefulset"))
 }
 .build();

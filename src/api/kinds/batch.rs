@@ -1,5 +1,7 @@
 //! Rows of batch/v1.
 
+mod job;
+
 use super::Kind;
 use super::print;
 use super::row::{ALL, GET_PATCH_UPDATE, Row, fields, names, subresources, texts};
@@ -15,6 +17,7 @@ pub(super) static CRON_JOB: Kind = Row {
     categories: ALL,
     subresources: subresources!["status" "CronJob" GET_PATCH_UPDATE;],
     printer: print::CRON_JOB,
+    strategy: &job::CronJobStrategy,
     ..Row::namespaced(kind!("CronJob" "cronjobs" "cronjob"))
 }
 .build();
@@ -24,6 +27,7 @@ pub(super) static JOB: Kind = Row {
     subresources: subresources!["status" "Job" GET_PATCH_UPDATE;],
     fields: fields!["status.successful" number ["status" "succeeded"];],
     printer: print::JOB,
+    strategy: &job::JobStrategy,
     ..Row::namespaced(kind!("Job" "jobs" "job"))
 }
 .build();

@@ -1,6 +1,7 @@
 //! Rows of certificates.k8s.io/v1.
 
 use super::Kind;
+use super::policy;
 use super::print;
 use super::row::{GET_PATCH_UPDATE, Row, fields, names, subresources, texts};
 
@@ -18,6 +19,7 @@ pub(super) static CERTIFICATE_SIGNING_REQUEST: Kind = Row {
     ],
     fields: fields!["spec.signerName" text ["spec" "signerName"];],
     printer: print::CERTIFICATE_SIGNING_REQUEST,
+    strategy: &policy::StatusStrategy { generation: false },
     ..Row::cluster(kind!("CertificateSigningRequest" "certificatesigningrequests" "certificatesigningrequest"))
 }
 .build();

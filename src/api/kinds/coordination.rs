@@ -1,5 +1,6 @@
 //! Rows of coordination.k8s.io/v1.
 
+use super::policy;
 use super::print;
 use super::row::{Row, names};
 use super::{DurabilityClass, Kind};
@@ -15,6 +16,7 @@ pub(super) static LEASE: Kind = Row {
     create_on_update: true,
     unconditional_update: false,
     printer: print::LEASE,
+    strategy: &policy::LeaseStrategy,
     ..Row::namespaced(kind!("Lease" "leases" "lease"))
 }
 .build();

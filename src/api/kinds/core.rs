@@ -1,9 +1,23 @@
 //! Rows of the core group, v1.
 
+mod config;
+mod endpoints;
+mod event;
+mod namespace;
+mod node;
+mod service;
+
+pub(super) use endpoints::EndpointSliceStrategy;
+pub(super) use event::NewerEventStrategy;
+
+use super::apps::workload;
+use super::pod;
+use super::policy;
 use super::print;
 use super::row::{
     ALL, CREATE, CREATE_GET, GET, GET_LIST, GET_PATCH_UPDATE, PROXY, Row, UPDATE, fields, names, subresources, texts,
 };
+use super::storage;
 use super::{CacheLevel, DurabilityClass, Kind, NameRule, SelectableField, Text};
 
 macro_rules! kind {
@@ -27,6 +41,7 @@ pub(super) static CONFIG_MAP: Kind = Row {
     short_names: texts!["cm"],
     cache: CacheLevel::Index,
     printer: print::CONFIG_MAP,
+    strategy: &config::ConfigMapStrategy,
     ..Row::namespaced(kind!("ConfigMap" "configmaps" "configmap"))
 }
 .build();
@@ -35,6 +50,7 @@ pub(super) static ENDPOINTS: Kind = Row {
     short_names: texts!["ep"],
     create_on_update: true,
     printer: print::ENDPOINTS,
+    strategy: &endpoints::EndpointsStrategy,
     ..Row::namespaced(kind!("Endpoints" "endpoints" "endpoints"))
 }
 .build();
@@ -45,6 +61,7 @@ pub(super) static EVENT: Kind = Row {
     create_on_update: true,
     fields: EVENT_FIELDS,
     printer: print::EVENT,
+    strategy: &event::EventStrategy,
     ..Row::namespaced(kind!("Event" "events" "event"))
 }
 .build();
@@ -66,6 +83,7 @@ pub(super) static NAMESPACE: Kind = Row {
     ],
     fields: fields!["status.phase" text ["status" "phase"];],
     printer: print::NAMESPACE,
+    strategy: &namespace::NamespaceStrategy,
     ..Row::cluster(kind!("Namespace" "namespaces" "namespace"))
 }
 .build();
@@ -78,6 +96,7 @@ pub(super) static NODE: Kind = Row {
     ],
     fields: fields!["spec.unschedulable" flag ["spec" "unschedulable"];],
     printer: print::NODE,
+    strategy: &node::NodeStrategy,
     ..Row::cluster(kind!("Node" "nodes" "node"))
 }
 .build();
@@ -86,6 +105,7 @@ pub(super) static PERSISTENT_VOLUME_CLAIM: Kind = Row {
     short_names: texts!["pvc"],
     subresources: subresources!["status" "PersistentVolumeClaim" GET_PATCH_UPDATE;],
     printer: print::PERSISTENT_VOLUME_CLAIM,
+    strategy: &storage::ClaimStrategy,
     ..Row::namespaced(kind!("PersistentVolumeClaim" "persistentvolumeclaims" "persistentvolumeclaim"))
 }
 .build();
@@ -94,6 +114,7 @@ pub(super) static PERSISTENT_VOLUME: Kind = Row {
     short_names: texts!["pv"],
     subresources: subresources!["status" "PersistentVolume" GET_PATCH_UPDATE;],
     printer: print::PERSISTENT_VOLUME,
+    strategy: &storage::VolumeStrategy,
     ..Row::cluster(kind!("PersistentVolume" "persistentvolumes" "persistentvolume"))
 }
 .build();
@@ -124,6 +145,7 @@ pub(super) static POD: Kind = Row {
         "status.nominatedNodeName" text ["status" "nominatedNodeName"];
     ],
     printer: print::POD,
+    strategy: &pod::PodStrategy,
     ..Row::namespaced(kind!("Pod" "pods" "pod"))
 }
 .build();
@@ -131,6 +153,7 @@ pub(super) static POD: Kind = Row {
 pub(super) static POD_TEMPLATE: Kind = Row {
     cache: CacheLevel::Index,
     printer: print::POD_TEMPLATE,
+    strategy: &workload::PodTemplateStrategy,
     ..Row::namespaced(kind!("PodTemplate" "podtemplates" "podtemplate"))
 }
 .build();
@@ -144,6 +167,7 @@ pub(super) static REPLICATION_CONTROLLER: Kind = Row {
     ],
     fields: fields!["status.replicas" number ["status" "replicas"];],
     printer: print::REPLICATION_CONTROLLER,
+    strategy: &workload::ReplicationControllerStrategy,
     ..Row::namespaced(kind!("ReplicationController" "replicationcontrollers" "replicationcontroller"))
 }
 .build();
@@ -152,6 +176,7 @@ pub(super) static RESOURCE_QUOTA: Kind = Row {
     short_names: texts!["quota"],
     subresources: subresources!["status" "ResourceQuota" GET_PATCH_UPDATE;],
     printer: print::RESOURCE_QUOTA,
+    strategy: &policy::StatusStrategy { generation: false },
     ..Row::namespaced(kind!("ResourceQuota" "resourcequotas" "resourcequota"))
 }
 .build();
@@ -160,6 +185,7 @@ pub(super) static SECRET: Kind = Row {
     cache: CacheLevel::Index,
     fields: fields!["type" text ["type"];],
     printer: print::SECRET,
+    strategy: &config::SecretStrategy,
     ..Row::namespaced(kind!("Secret" "secrets" "secret"))
 }
 .build();
@@ -186,6 +212,7 @@ pub(super) static SERVICE: Kind = Row {
         "spec.type" text ["spec" "type"];
     ],
     printer: print::SERVICE,
+    strategy: &service::ServiceStrategy,
     ..Row::namespaced(kind!("Service" "services" "service"))
 }
 .build();

@@ -1,6 +1,7 @@
 //! Rows of discovery.k8s.io/v1.
 
 use super::Kind;
+use super::core;
 use super::print;
 use super::row::{Row, names};
 
@@ -10,6 +11,9 @@ macro_rules! kind {
     };
 }
 
-pub(super) static ENDPOINT_SLICE: Kind =
-    Row { printer: print::ENDPOINT_SLICE, ..Row::namespaced(kind!("EndpointSlice" "endpointslices" "endpointslice")) }
-        .build();
+pub(super) static ENDPOINT_SLICE: Kind = Row {
+    printer: print::ENDPOINT_SLICE,
+    strategy: &core::EndpointSliceStrategy,
+    ..Row::namespaced(kind!("EndpointSlice" "endpointslices" "endpointslice"))
+}
+.build();

@@ -1,5 +1,6 @@
 //! The row of events.k8s.io/v1: the core Event under newer names, kept in the same place.
 
+use super::core;
 use super::print;
 use super::row::{Row, fields, names, texts};
 use super::{Convert, DurabilityClass, Kind, SelectableField};
@@ -21,6 +22,7 @@ pub(super) static EVENT: Kind = Row {
     convert: Some(&Conversion),
     fields: FIELDS,
     printer: print::EVENT_NEWER,
+    strategy: &core::NewerEventStrategy,
     ..Row::namespaced(kind!("Event" "events" "event"))
 }
 .build();

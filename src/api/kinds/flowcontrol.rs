@@ -1,6 +1,7 @@
 //! Rows of flowcontrol.apiserver.k8s.io/v1.
 
 use super::Kind;
+use super::policy;
 use super::print;
 use super::row::{GET_PATCH_UPDATE, Row, names, subresources};
 
@@ -13,6 +14,7 @@ macro_rules! kind {
 pub(super) static FLOW_SCHEMA: Kind = Row {
     subresources: subresources!["status" "FlowSchema" GET_PATCH_UPDATE;],
     printer: print::FLOW_SCHEMA,
+    strategy: &policy::StatusStrategy { generation: true },
     ..Row::cluster(kind!("FlowSchema" "flowschemas" "flowschema"))
 }
 .build();
@@ -20,6 +22,7 @@ pub(super) static FLOW_SCHEMA: Kind = Row {
 pub(super) static PRIORITY_LEVEL_CONFIGURATION: Kind = Row {
     subresources: subresources!["status" "PriorityLevelConfiguration" GET_PATCH_UPDATE;],
     printer: print::PRIORITY_LEVEL,
+    strategy: &policy::StatusStrategy { generation: true },
     ..Row::cluster(kind!("PriorityLevelConfiguration" "prioritylevelconfigurations" "prioritylevelconfiguration"))
 }
 .build();

@@ -17,6 +17,7 @@ mod events;
 mod flowcontrol;
 mod networking;
 mod node;
+mod pod;
 mod policy;
 mod print;
 mod rbac;

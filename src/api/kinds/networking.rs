@@ -1,5 +1,8 @@
 //! Rows of networking.k8s.io/v1.
 
+mod traffic;
+
+use super::policy;
 use super::print;
 use super::row::{GET_PATCH_UPDATE, Row, names, subresources, texts};
 use super::{Kind, NameRule};
@@ -10,14 +13,18 @@ macro_rules! kind {
     };
 }
 
-pub(super) static INGRESS_CLASS: Kind =
-    Row { printer: print::INGRESS_CLASS, ..Row::cluster(kind!("IngressClass" "ingressclasses" "ingressclass")) }
-        .build();
+pub(super) static INGRESS_CLASS: Kind = Row {
+    printer: print::INGRESS_CLASS,
+    strategy: &policy::Counted,
+    ..Row::cluster(kind!("IngressClass" "ingressclasses" "ingressclass"))
+}
+.build();
 
 pub(super) static INGRESS: Kind = Row {
     short_names: texts!["ing"],
     subresources: subresources!["status" "Ingress" GET_PATCH_UPDATE;],
     printer: print::INGRESS,
+    strategy: &traffic::IngressStrategy,
     ..Row::namespaced(kind!("Ingress" "ingresses" "ingress"))
 }
 .build();
@@ -33,6 +40,7 @@ pub(super) static IP_ADDRESS: Kind = Row {
 pub(super) static NETWORK_POLICY: Kind = Row {
     short_names: texts!["netpol"],
     printer: print::NETWORK_POLICY,
+    strategy: &traffic::NetworkPolicyStrategy,
     ..Row::namespaced(kind!("NetworkPolicy" "networkpolicies" "networkpolicy"))
 }
 .build();
@@ -40,6 +48,7 @@ pub(super) static NETWORK_POLICY: Kind = Row {
 pub(super) static SERVICE_CIDR: Kind = Row {
     subresources: subresources!["status" "ServiceCIDR" GET_PATCH_UPDATE;],
     printer: print::SERVICE_CIDR,
+    strategy: &policy::StatusStrategy { generation: false },
     ..Row::cluster(kind!("ServiceCIDR" "servicecidrs" "servicecidr"))
 }
 .build();

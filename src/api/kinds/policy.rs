@@ -1,5 +1,9 @@
 //! Rows of policy/v1.
 
+mod budget;
+
+pub(super) use budget::{Counted, LeaseStrategy, PriorityClassStrategy, StatusStrategy};
+
 use super::Kind;
 use super::print;
 use super::row::{GET_PATCH_UPDATE, Row, names, subresources, texts};
@@ -15,6 +19,7 @@ pub(super) static POD_DISRUPTION_BUDGET: Kind = Row {
     subresources: subresources!["status" "PodDisruptionBudget" GET_PATCH_UPDATE;],
     unconditional_update: false,
     printer: print::POD_DISRUPTION_BUDGET,
+    strategy: &budget::BudgetStrategy,
     ..Row::namespaced(kind!("PodDisruptionBudget" "poddisruptionbudgets" "poddisruptionbudget"))
 }
 .build();

@@ -1,6 +1,7 @@
 //! Rows of resource.k8s.io/v1.
 
 use super::Kind;
+use super::policy;
 use super::print;
 use super::row::{GET_PATCH_UPDATE, Row, fields, names, subresources};
 
@@ -16,6 +17,7 @@ pub(super) static DEVICE_CLASS: Kind =
 pub(super) static RESOURCE_CLAIM: Kind = Row {
     subresources: subresources!["status" "ResourceClaim" GET_PATCH_UPDATE;],
     printer: print::RESOURCE_CLAIM,
+    strategy: &policy::StatusStrategy { generation: false },
     ..Row::namespaced(kind!("ResourceClaim" "resourceclaims" "resourceclaim"))
 }
 .build();

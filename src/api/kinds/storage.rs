@@ -1,5 +1,9 @@
 //! Rows of storage.k8s.io/v1.
 
+mod claim;
+
+pub(super) use claim::{ClaimStrategy, VolumeStrategy};
+
 use super::Kind;
 use super::print;
 use super::row::{GET_PATCH_UPDATE, Row, names, subresources, texts};
@@ -33,6 +37,7 @@ pub(super) static CSI_STORAGE_CAPACITY: Kind = Row {
 pub(super) static STORAGE_CLASS: Kind = Row {
     short_names: texts!["sc"],
     printer: print::STORAGE_CLASS,
+    strategy: &claim::ClassStrategy,
     ..Row::cluster(kind!("StorageClass" "storageclasses" "storageclass"))
 }
 .build();
@@ -41,6 +46,7 @@ pub(super) static VOLUME_ATTACHMENT: Kind = Row {
     subresources: subresources!["status" "VolumeAttachment" GET_PATCH_UPDATE;],
     unconditional_update: false,
     printer: print::VOLUME_ATTACHMENT,
+    strategy: &claim::AttachmentStrategy,
     ..Row::cluster(kind!("VolumeAttachment" "volumeattachments" "volumeattachment"))
 }
 .build();

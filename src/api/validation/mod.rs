@@ -1,6 +1,7 @@
 //! Validation that all kinds share: metadata, names, labels, selectors, in upstream's words and
 //! field paths (k8s.io/apimachinery/pkg/api/validation). What a kind adds is in its strategy.
 
+pub mod check;
 pub mod name;
 mod path;
 
