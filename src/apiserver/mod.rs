@@ -108,6 +108,7 @@ impl Call {
 
 impl ApiServer {
     pub fn new(config: ApiServerConfig, registry: Arc<Registry>, pki: Pki, tunnels: Tunnels, clock: Clock) -> Self {
+        registry.issue_tokens_with(pki.clone());
         let auth = Auth::new(registry.clone(), pki.clone(), clock.clone(), config.anonymous);
         Self(Arc::new(Inner {
             config,

@@ -8,7 +8,7 @@ use super::respond::{self, Style};
 use super::{ApiServer, Call, body, content_type, streaming, watch};
 use crate::api::kinds::{Kind, KindRef, Subresource};
 use crate::api::status::{FieldError, Result, Status, Subject};
-use crate::registry::{Context, Decoded, DeleteOptions, Deleted, PatchType, Written};
+use crate::registry::{Context, Decoded, DeleteOptions, Deleted, PatchType, Written, returns_deleted_object};
 use crate::store::Entry;
 use axum::body::Body;
 use axum::response::Response;
@@ -17,17 +17,6 @@ use http::{HeaderMap, StatusCode};
 use std::sync::Arc;
 
 const NOT_ALLOWED: &str = "the server does not allow this method on the requested resource";
-
-/// Kinds whose deletion answers with the object that is gone; all others answer `Success`.
-const ANSWER_DELETED_OBJECT: [&str; 7] = [
-    "persistentvolumeclaims",
-    "persistentvolumes",
-    "pods",
-    "podtemplates",
-    "resourcequotas",
-    "serviceaccounts",
-    "services",
-];
 
 pub async fn answer(server: &ApiServer, call: Call, body: Body) -> Result<Response> {
     let info = &call.info;
@@ -278,7 +267,7 @@ async fn delete(server: &ApiServer, call: &Call, kind: &KindRef, body: Body) -> 
     let context = delete_context(call, dry_run);
     let name = &call.info.name;
     match server.registry().delete(&context, kind, namespace(call, kind), name, &options).await? {
-        Deleted::Gone(entry) if !ANSWER_DELETED_OBJECT.contains(&&*kind.plural) => {
+        Deleted::Gone(entry) if !returns_deleted_object(kind) => {
             let subject = Subject { group: &kind.group, kind: &kind.plural, name };
             let success = Status::success(subject, &present::uid(&entry));
             Ok(respond::object(StatusCode::OK, &success, style.plain()))

@@ -7,7 +7,7 @@ mod objects;
 
 use super::*;
 use crate::api::kinds::Kinds;
-use crate::registry::RegistryConfig;
+use crate::registry::{RegistryConfig, ServerFacts};
 use crate::store::MemoryStore;
 use bytes::Bytes;
 use http_body_util::BodyExt;
@@ -63,10 +63,12 @@ impl Cluster {
         let config =
             ApiServerConfig { advertise: "10.99.0.1:6443".into(), names: ServerNames::default(), anonymous: true };
         let server = ApiServer::new(config, Arc::new(registry), pki, Tunnels::default(), clock);
+        let (address, port) = (std::net::Ipv4Addr::new(10, 99, 0, 1), 6443);
+        let facts = ServerFacts { address, port, client_ca_pem: server.pki().ca_pem().to_owned() };
+        server.registry().bootstrap(&facts).await.unwrap();
         let cluster = Self { server, _dir: dir };
-        for name in ["default", "g1"] {
-            cluster.create("/api/v1/namespaces", json!({"metadata": {"name": name}})).await;
-        }
+        cluster.create("/api/v1/namespaces", json!({"metadata": {"name": "g1"}})).await;
+        cluster.create("/api/v1/namespaces/g1/serviceaccounts", json!({"metadata": {"name": "default"}})).await;
         cluster
     }
 

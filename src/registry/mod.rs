@@ -19,6 +19,7 @@ mod subresource;
 #[cfg(test)]
 mod tests;
 mod token;
+mod token_request;
 mod trace;
 mod update;
 mod watch;
@@ -28,10 +29,11 @@ use crate::api::kinds::{Kind, Kinds};
 use crate::api::object::Object;
 use crate::api::status::{Cause, Details, Result, Status, Subject};
 use crate::clock::Clock;
+use crate::pki::Pki;
 use crate::store::{Entry, Store, StoreError};
 use crate::telemetry::Trace;
 use std::net::Ipv4Addr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 pub use bootstrap::ServerFacts;
 pub use delete::returns_deleted_object;
@@ -182,6 +184,8 @@ pub struct Registry {
     /// Held from choosing a Service's addresses until the Service is stored, so that none is given twice.
     services: tokio::sync::Mutex<()>,
     events: events::Expiry,
+    /// Set once; without it no tokens can be asked for.
+    token_issuer: OnceLock<Pki>,
 }
 
 impl Registry {
@@ -194,6 +198,7 @@ impl Registry {
             trace,
             services: tokio::sync::Mutex::default(),
             events: events::Expiry::default(),
+            token_issuer: OnceLock::new(),
         }
     }
 

@@ -22,6 +22,7 @@ impl Registry {
         match (&*kind.storage_prefix, subresource) {
             ("pods", "binding") => self.bind(target, object.object).await,
             ("pods", "eviction") => self.evict(target, object.object).await,
+            ("serviceaccounts", "token") => self.issue_token(target, object.object).await,
             _ => Err(unsupported()),
         }
     }

@@ -2,7 +2,6 @@
 //! Each filter is a question with one answer; their order is `ApiServer::admit`'s.
 
 mod authenticate;
-pub mod bootstrap;
 mod impersonate;
 pub mod rbac;
 pub mod reviews;

@@ -55,6 +55,25 @@ async fn reviews_answer_without_storing_anything() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn everybody_may_discover_and_ask_about_themselves() {
+    let cluster = Cluster::new().await;
+    for target in ["/version", "/healthz", "/api", "/apis/apps/v1", "/openapi/v2"] {
+        assert_ne!(cluster.ask(user("bob"), "GET", target, &[], "").await.code, 403, "{target}");
+    }
+    for (target, code) in [("/version", 200), ("/api", 403), ("/metrics", 403)] {
+        assert_eq!(cluster.ask(user("none"), "GET", target, &[], "").await.code, code, "{target}");
+    }
+    let rules =
+        review(&cluster, "bob", "selfsubjectrulesreviews", "SelfSubjectRulesReview", json!({"namespace": "g1"}));
+    let rules = rules.await;
+    let resources: Vec<&Value> =
+        rules["resourceRules"].as_array().unwrap().iter().map(|rule| &rule["resources"]).collect();
+    assert!(resources.contains(&&json!(["selfsubjectaccessreviews", "selfsubjectrulesreviews"])), "{rules}");
+    assert!(resources.contains(&&json!(["selfsubjectreviews"])), "{rules}");
+    assert_eq!(rules["incomplete"], false);
+}
+
+#[tokio::test(start_paused = true)]
 async fn masters_may_act_as_others_who_then_may_less() {
     let cluster = Cluster::new().await;
     let headers = [("impersonate-user", "bob")];
@@ -68,4 +87,65 @@ async fn bad_tokens_are_unauthorized() {
     let cluster = Cluster::new().await;
     let answer = cluster.ask(user("none"), "GET", "/version", &[(AUTHORIZATION.as_str(), "Bearer bad")], "").await;
     assert_eq!((answer.code, &answer.json()["reason"]), (401, &json!("Unauthorized")));
+}
+
+/// A pod's token and the pod.
+async fn pod_token(cluster: &Cluster, lifetime_s: i64) -> (Value, Value) {
+    cluster.create("/api/v1/namespaces/g1/serviceaccounts", json!({"metadata": {"name": "sa"}})).await;
+    let spec = json!({"serviceAccountName": "sa", "containers": [{"name": "c", "image": "i"}]});
+    let pod = cluster.create("/api/v1/namespaces/g1/pods", json!({"metadata": {"name": "p"}, "spec": spec})).await;
+    let bound = json!({"apiVersion": "v1", "kind": "Pod", "name": "p", "uid": pod["metadata"]["uid"]});
+    let request = json!({"spec": {"expirationSeconds": lifetime_s, "boundObjectRef": bound}});
+    (cluster.create("/api/v1/namespaces/g1/serviceaccounts/sa/token", request).await, pod)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_is_its_account_while_its_pod_lives() {
+    let cluster = Cluster::new().await;
+    let (answer, _) = pod_token(&cluster, 3600).await;
+    assert_eq!(answer["status"]["expirationTimestamp"], "2026-11-23T01:00:00Z");
+    let bearer = format!("Bearer {}", answer["status"]["token"].as_str().unwrap());
+    let target = "/apis/authentication.k8s.io/v1/selfsubjectreviews";
+    let body = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"}).to_string();
+    let ask = async || cluster.ask(user("none"), "POST", target, &[(AUTHORIZATION.as_str(), &bearer)], &body).await;
+    let info = ask().await.json()["status"]["userInfo"].clone();
+    assert_eq!(info["username"], "system:serviceaccount:g1:sa");
+    assert_eq!(info["groups"], json!(["system:serviceaccounts", "system:serviceaccounts:g1", "system:authenticated"]));
+    assert_eq!(info["extra"]["authentication.kubernetes.io/pod-name"], json!(["p"]));
+
+    let grace = "/api/v1/namespaces/g1/pods/p?gracePeriodSeconds=0";
+    assert_eq!(cluster.ask(user("admin"), "DELETE", grace, &[], "").await.code, 200);
+    assert_eq!(ask().await.code, 401);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_ends_and_a_projected_one_lives_on() {
+    for (lifetime_s, later_s, code) in [(3600, 3601, 401), (3607, 3608, 403), (3607, 366 * 24 * 3600, 401)] {
+        let cluster = Cluster::new().await;
+        let (answer, _) = pod_token(&cluster, lifetime_s).await;
+        let bearer = format!("Bearer {}", answer["status"]["token"].as_str().unwrap());
+        tokio::time::advance(Duration::from_secs(later_s)).await;
+        let headers = [(AUTHORIZATION.as_str(), bearer.as_str())];
+        assert_eq!(cluster.ask(user("none"), "GET", "/api/v1/nodes", &headers, "").await.code, code, "{later_s}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn tokens_that_may_not_be() {
+    let cluster = Cluster::new().await;
+    pod_token(&cluster, 3600).await;
+    cluster.create("/api/v1/namespaces/g1/serviceaccounts", json!({"metadata": {"name": "other"}})).await;
+    let bound = json!({"apiVersion": "v1", "kind": "Pod", "name": "p"});
+    let cases = [
+        ("sa", json!({"expirationSeconds": 60}), 422),
+        ("sa", json!({"boundObjectRef": {"apiVersion": "v1", "kind": "Pod", "name": "none"}}), 404),
+        ("sa", json!({"boundObjectRef": {"apiVersion": "v1", "kind": "Pod", "name": "p", "uid": "x"}}), 409),
+        ("other", json!({"boundObjectRef": bound}), 400),
+        ("none", json!({}), 404),
+    ];
+    for (account, spec, code) in cases {
+        let target = format!("/api/v1/namespaces/g1/serviceaccounts/{account}/token");
+        let answer = cluster.ask(user("admin"), "POST", &target, &[], &json!({"spec": spec}).to_string()).await;
+        assert_eq!(answer.code, code, "{}", answer.text());
+    }
 }

@@ -1,1 +1,0 @@
-//! The roles and bindings of a fresh cluster.
