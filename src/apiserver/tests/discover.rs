@@ -74,3 +74,30 @@ async fn the_issuer_shows_its_keys() {
     let keys = cluster.get_as("/openid/v1/jwks", "*/*").await;
     assert_eq!((keys.code, keys.header("content-type")), (200, "application/jwk-set+json"));
 }
+
+#[tokio::test(start_paused = true)]
+async fn openapi_is_passed_through_compressed_and_kept_by_hash() {
+    use std::io::Read;
+    let cluster = Cluster::new().await;
+    let index = cluster.get("/openapi/v3").await.json();
+    let url = index["paths"]["apis/apps/v1"]["serverRelativeURL"].as_str().unwrap().to_owned();
+    assert!(url.starts_with("/openapi/v3/apis/apps/v1?hash="), "{url}");
+    let gzip = [("accept-encoding", "gzip"), ("accept", "application/json")];
+    let compressed = cluster.ask(user("admin"), "GET", &url, &gzip, "").await;
+    assert_eq!(compressed.header("content-encoding"), "gzip");
+    assert!(compressed.header("cache-control").contains("immutable"));
+    let plain = cluster.get(&url).await;
+    let mut inflated = Vec::new();
+    flate2::read::MultiGzDecoder::new(&compressed.body[..]).read_to_end(&mut inflated).unwrap();
+    assert_eq!(inflated, plain.body);
+    assert!(plain.json()["components"]["schemas"].as_object().unwrap().len() > 10);
+
+    let headers = [("if-none-match", plain.header("etag")), ("accept-encoding", "gzip")];
+    assert_eq!(cluster.ask(user("admin"), "GET", &url, &headers, "").await.code, 304);
+    assert_eq!(cluster.get("/openapi/v3/apis/apps/v1?hash=old").await.code, 301);
+
+    let v2 = cluster.get_as("/openapi/v2", "application/com.github.proto-openapi.spec.v2@v1.0+protobuf").await;
+    assert_eq!(v2.header("content-type"), "application/com.github.proto-openapi.spec.v2.v1.0+protobuf");
+    assert_eq!(cluster.get_as("/openapi/v2", "application/json").await.json()["swagger"], "2.0");
+    assert_eq!(cluster.get_as("/openapi/v2", "text/html").await.code, 406);
+}
