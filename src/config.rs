@@ -1,1 +1,278 @@
-//! Checked configuration of a server and a node.
+//! Checked configuration of a server and a node: what was typed, then what it means.
+//! Keys are k3s' where k3s has one, so that a config file can be carried over.
+
+use crate::network::ipam::Cidr;
+use jiff::Timestamp;
+use serde::Deserialize;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::path::{Path, PathBuf};
+
+/// What was typed, in `/etc/edgelet/config.yaml` or as flags. Nothing is checked yet.
+#[derive(Clone, Debug, Default, Deserialize, clap::Args)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub struct Typed {
+    /// Folder for everything that must survive a reboot [default: /var/lib/edgelet]
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// Folder for sockets and records of running pods, on tmpfs [default: /run/edgelet]
+    #[arg(long, value_name = "DIR")]
+    pub run_dir: Option<PathBuf>,
+    /// Folder for container logs [default: /var/log/pods]
+    #[arg(long, value_name = "DIR")]
+    pub log_dir: Option<PathBuf>,
+    /// Address the API listens on [default: 0.0.0.0]
+    #[arg(long, value_name = "IP")]
+    pub bind_address: Option<IpAddr>,
+    /// Port the API listens on; 0 takes a free one [default: 6443]
+    #[arg(long, value_name = "PORT")]
+    pub https_listen_port: Option<u16>,
+    /// Further names and addresses in the API's certificate
+    #[arg(long, value_name = "NAME")]
+    pub tls_san: Vec<String>,
+    /// This node's name [default: the host name]
+    #[arg(long, value_name = "NAME")]
+    pub node_name: Option<String>,
+    /// This node's address [default: that of the default route]
+    #[arg(long, value_name = "IP")]
+    pub node_ip: Option<IpAddr>,
+    /// Labels the node registers with, KEY=VALUE
+    #[arg(long, value_name = "LABEL")]
+    pub node_label: Vec<String>,
+    /// Addresses of all pods [default: 10.42.0.0/16]
+    #[arg(long, value_name = "CIDR")]
+    pub cluster_cidr: Option<String>,
+    /// Addresses of all Services [default: 10.43.0.0/16]
+    #[arg(long, value_name = "CIDR")]
+    pub service_cidr: Option<String>,
+    /// Address of the cluster's DNS [default: the tenth of the service CIDR]
+    #[arg(long, value_name = "IP")]
+    pub cluster_dns: Option<IpAddr>,
+    /// Domain of the cluster's names [default: cluster.local]
+    #[arg(long, value_name = "DOMAIN")]
+    pub cluster_domain: Option<String>,
+    /// Name of the pod bridge [default: edge0]
+    #[arg(long, value_name = "NAME")]
+    pub bridge: Option<String>,
+    /// Cgroup under which pods live [default: the top]
+    #[arg(long, value_name = "PATH")]
+    pub cgroup_root: Option<String>,
+    /// Registries that speak plain HTTP, HOST:PORT
+    #[arg(long, value_name = "HOST")]
+    pub insecure_registry: Vec<String>,
+    /// Where the admin kubeconfig is written [default: DATA_DIR/kubeconfig]
+    #[arg(long, value_name = "FILE")]
+    pub write_kubeconfig: Option<PathBuf>,
+}
+
+/// What it means: every value present and checked.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub data_directory: PathBuf,
+    pub run_directory: PathBuf,
+    pub log_directory: PathBuf,
+    pub listen: SocketAddr,
+    pub tls_san: Vec<String>,
+    pub node_name: String,
+    pub node_ip: IpAddr,
+    pub node_labels: Vec<(String, String)>,
+    pub cluster_cidr: Cidr,
+    /// This node's part of the cluster CIDR.
+    pub pod_cidr: String,
+    pub service_cidr: Cidr,
+    pub dns_ip: Ipv4Addr,
+    pub cluster_domain: String,
+    pub bridge: String,
+    pub nftables_table: String,
+    pub cgroup_root: String,
+    pub insecure_registries: Vec<String>,
+    pub kubeconfig: PathBuf,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("read config file {path}: {source}")]
+    Read { path: PathBuf, source: std::io::Error },
+    #[error("config file {path}: {source}")]
+    Parse { path: PathBuf, source: serde_yaml::Error },
+    #[error("{key}: {why}")]
+    Value { key: &'static str, why: String },
+}
+
+fn value(key: &'static str, why: impl Into<String>) -> ConfigError {
+    ConfigError::Value { key, why: why.into() }
+}
+
+/// Parses an IPv4 network for pods or Services; spelt with host bits it is refused, not rounded.
+fn cidr(key: &'static str, text: &str) -> Result<Cidr, ConfigError> {
+    let parsed: Cidr = text.parse().map_err(|why: String| value(key, why))?;
+    if parsed.to_string() != text {
+        return Err(value(key, format!("{text:?} has host bits set; did you mean {parsed}?")));
+    }
+    if parsed.prefix() > 28 {
+        return Err(value(key, format!("{text:?} is too small; /28 is the least")));
+    }
+    Ok(parsed)
+}
+
+impl Typed {
+    /// Reads a config file; a missing default file is an empty one.
+    pub fn read(path: &Path, required: bool) -> Result<Self, ConfigError> {
+        let text = match std::fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && !required => return Ok(Self::default()),
+            Err(source) => return Err(ConfigError::Read { path: path.to_owned(), source }),
+        };
+        if text.trim().is_empty() {
+            return Ok(Self::default());
+        }
+        serde_yaml::from_str(&text).map_err(|source| ConfigError::Parse { path: path.to_owned(), source })
+    }
+
+    /// Flags win over the file; lists add up.
+    pub fn over(self, file: Self) -> Self {
+        let both = |mut flags: Vec<String>, file: Vec<String>| {
+            flags.extend(file);
+            flags
+        };
+        Self {
+            data_dir: self.data_dir.or(file.data_dir),
+            run_dir: self.run_dir.or(file.run_dir),
+            log_dir: self.log_dir.or(file.log_dir),
+            bind_address: self.bind_address.or(file.bind_address),
+            https_listen_port: self.https_listen_port.or(file.https_listen_port),
+            tls_san: both(self.tls_san, file.tls_san),
+            node_name: self.node_name.or(file.node_name),
+            node_ip: self.node_ip.or(file.node_ip),
+            node_label: both(self.node_label, file.node_label),
+            cluster_cidr: self.cluster_cidr.or(file.cluster_cidr),
+            service_cidr: self.service_cidr.or(file.service_cidr),
+            cluster_dns: self.cluster_dns.or(file.cluster_dns),
+            cluster_domain: self.cluster_domain.or(file.cluster_domain),
+            bridge: self.bridge.or(file.bridge),
+            cgroup_root: self.cgroup_root.or(file.cgroup_root),
+            insecure_registry: both(self.insecure_registry, file.insecure_registry),
+            write_kubeconfig: self.write_kubeconfig.or(file.write_kubeconfig),
+        }
+    }
+
+    /// Checks everything and fills in the defaults.
+    pub fn check(self) -> Result<Config, ConfigError> {
+        let data_directory = self.data_dir.unwrap_or_else(|| "/var/lib/edgelet".into());
+        let cluster_cidr = cidr("cluster-cidr", self.cluster_cidr.as_deref().unwrap_or("10.42.0.0/16"))?;
+        let service_cidr = cidr("service-cidr", self.service_cidr.as_deref().unwrap_or("10.43.0.0/16"))?;
+        if cluster_cidr.contains(service_cidr.base()) || service_cidr.contains(cluster_cidr.base()) {
+            return Err(value("service-cidr", format!("{service_cidr} overlaps cluster-cidr {cluster_cidr}")));
+        }
+        let dns_ip = match self.cluster_dns {
+            None => service_cidr.nth(10),
+            Some(IpAddr::V4(ip)) if service_cidr.contains(ip) => ip,
+            Some(ip) => return Err(value("cluster-dns", format!("{ip} is not in service-cidr {service_cidr}"))),
+        };
+        let bridge = self.bridge.unwrap_or_else(|| "edge0".into());
+        // The kernel's IFNAMSIZ is 16 with the terminating zero.
+        if bridge.is_empty() || bridge.len() > 15 || bridge.contains(['/', ' ']) {
+            return Err(value("bridge", format!("{bridge:?} is no name for a network device")));
+        }
+        let port = self.https_listen_port.unwrap_or(6443);
+        let listen = SocketAddr::new(self.bind_address.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)), port);
+        Ok(Config {
+            run_directory: self.run_dir.unwrap_or_else(|| "/run/edgelet".into()),
+            log_directory: self.log_dir.unwrap_or_else(|| "/var/log/pods".into()),
+            listen,
+            tls_san: self.tls_san,
+            node_name: node_name(self.node_name)?,
+            node_ip: self.node_ip.unwrap_or_else(default_ip),
+            node_labels: labels(&self.node_label)?,
+            pod_cidr: format!("{}/{}", cluster_cidr.base(), cluster_cidr.prefix().max(24)),
+            cluster_cidr,
+            service_cidr,
+            dns_ip,
+            cluster_domain: self.cluster_domain.unwrap_or_else(|| "cluster.local".into()),
+            nftables_table: if bridge == "edge0" { "edgelet".into() } else { format!("edgelet-{bridge}") },
+            bridge,
+            cgroup_root: self.cgroup_root.unwrap_or_default().trim_matches('/').to_owned(),
+            insecure_registries: self.insecure_registry,
+            kubeconfig: self.write_kubeconfig.unwrap_or_else(|| data_directory.join("kubeconfig")),
+            data_directory,
+        })
+    }
+}
+
+/// A node's name is a DNS subdomain; the host's name is made one.
+fn node_name(typed: Option<String>) -> Result<String, ConfigError> {
+    let host = || rustix::system::uname().nodename().to_string_lossy().to_ascii_lowercase().replace('_', "-");
+    let name = typed.unwrap_or_else(host);
+    let part = |part: &str| {
+        !part.is_empty()
+            && !part.starts_with('-')
+            && !part.ends_with('-')
+            && part.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
+    };
+    if name.len() > 253 || !name.split('.').all(part) {
+        return Err(value("node-name", format!("{name:?} must be lower case letters, digits, '-' and '.'")));
+    }
+    Ok(name)
+}
+
+fn labels(typed: &[String]) -> Result<Vec<(String, String)>, ConfigError> {
+    let split = |label: &String| {
+        let pair = label.split_once('=').map(|(key, value)| (key.to_owned(), value.to_owned()));
+        pair.ok_or_else(|| value("node-label", format!("{label:?} must be KEY=VALUE")))
+    };
+    typed.iter().map(split).collect()
+}
+
+/// The source address the kernel would use towards the outside; nothing is sent.
+fn default_ip() -> IpAddr {
+    let probe = || {
+        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
+        socket.connect((Ipv4Addr::new(198, 51, 100, 1), 9)).ok()?;
+        Some(socket.local_addr().ok()?.ip())
+    };
+    probe().unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST))
+}
+
+/// When the clock is plainly wrong (a board without a battery), certificates must not be dated by it.
+pub fn is_plausible(now: Timestamp) -> bool {
+    const BUILT_AFTER_S: i64 = 1_767_225_600; // 2026-01-01
+    now.as_second() >= BUILT_AFTER_S
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(text: &str) -> Result<Config, ConfigError> {
+        serde_yaml::from_str::<Typed>(text).unwrap().check()
+    }
+
+    #[test]
+    fn defaults_are_complete_and_flags_win() {
+        let file: Typed = serde_yaml::from_str("node-name: from-file\ntls-san: [a]\n").unwrap();
+        let flags = Typed { node_name: Some("flag".into()), tls_san: vec!["b".into()], ..Typed::default() };
+        let config = flags.over(file).check().unwrap();
+        assert_eq!((config.node_name.as_str(), config.tls_san.len()), ("flag", 2));
+        assert_eq!(config.dns_ip, Ipv4Addr::new(10, 43, 0, 10));
+        assert_eq!(config.pod_cidr, "10.42.0.0/24");
+        assert_eq!(config.kubeconfig, Path::new("/var/lib/edgelet/kubeconfig"));
+    }
+
+    #[test]
+    fn bad_values_name_their_key() {
+        let cases = [
+            (
+                "cluster-cidr: 10.42.0.1/16",
+                "cluster-cidr: \"10.42.0.1/16\" has host bits set; did you mean 10.42.0.0/16?",
+            ),
+            ("service-cidr: 10.42.1.0/24", "service-cidr: 10.42.1.0/24 overlaps cluster-cidr 10.42.0.0/16"),
+            ("cluster-dns: 10.44.0.10", "cluster-dns: 10.44.0.10 is not in service-cidr 10.43.0.0/16"),
+            ("node-name: Not_ok", "node-name: \"Not_ok\" must be lower case letters, digits, '-' and '.'"),
+            ("node-label: [x]", "node-label: \"x\" must be KEY=VALUE"),
+            ("bridge: a-very-long-bridge", "bridge: \"a-very-long-bridge\" is no name for a network device"),
+        ];
+        for (text, message) in cases {
+            assert_eq!(check(text).unwrap_err().to_string(), message);
+        }
+        assert!(serde_yaml::from_str::<Typed>("no-such-key: 1").is_err());
+    }
+}

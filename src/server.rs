@@ -1,1 +1,133 @@
 //! Wires a control plane: store, registry, API server, scheduler, controllers.
+//! What it starts belongs to the caller's task tree; what it makes lives in the data folder.
+
+use crate::api::kinds::Kinds;
+use crate::apiserver::{ApiServer, ApiServerConfig};
+use crate::client::{Client, Informers, Local};
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::controllers::{self, ControllerConfig};
+use crate::pki::{Pki, ServerNames};
+use crate::registry::{Registry, RegistryConfig, ServerFacts};
+use crate::scheduler;
+use crate::store::Store;
+use crate::store::sqlite::SqliteStore;
+use crate::supervise::Tree;
+use crate::telemetry::Trace;
+use crate::tunnel::Tunnels;
+use anyhow::Context;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::sync::Arc;
+
+/// A running control plane, and what a node on the same board shares with it.
+pub struct ControlPlane {
+    /// Where the API answers.
+    pub address: SocketAddr,
+    pub client: Client,
+    pub informers: Informers,
+    pub registry: Arc<Registry>,
+    pub tunnels: Tunnels,
+    pub trace: Arc<Trace>,
+    pub clock: Clock,
+    store: Arc<dyn Store>,
+}
+
+/// Starts everything; the API answers when it returns.
+pub async fn start(config: &Config, tree: &mut Tree) -> anyhow::Result<ControlPlane> {
+    let clock = Clock::real();
+    let trace = Arc::new(Trace::default());
+    let directory = config.data_directory.clone();
+    make_private(&directory)?;
+    let (opening, issuer) = (clock.clone(), format!("https://kubernetes.default.svc.{}", config.cluster_domain));
+    let (store, pki) = tokio::task::spawn_blocking(move || {
+        let database = directory.join("state.db");
+        let store = SqliteStore::open(&database).with_context(|| format!("open database {}", database.display()))?;
+        let pki = Pki::open(&directory.join("pki"), &issuer, opening).context("open keys and certificates")?;
+        anyhow::Ok((Arc::new(store) as Arc<dyn Store>, pki))
+    })
+    .await??;
+
+    let listener = tokio::net::TcpListener::bind(config.listen)
+        .await
+        .with_context(|| format!("listen on {} (is another API server running?)", config.listen))?;
+    let address = advertised(config, listener.local_addr()?);
+    let registry_config = RegistryConfig {
+        service_cidr: (config.service_cidr.base(), config.service_cidr.prefix()),
+        cluster_domain: config.cluster_domain.clone(),
+        cluster_dns: config.dns_ip,
+    };
+    let registry = Registry::new(registry_config, store.clone(), Kinds::default(), clock.clone(), trace.clone());
+    let registry = Arc::new(registry);
+    let facts =
+        ServerFacts { address: ipv4(address.ip())?, port: address.port(), client_ca_pem: pki.ca_pem().to_owned() };
+    registry.bootstrap(&facts).await.context("write the objects every cluster has")?;
+
+    let tunnels = Tunnels::default();
+    let api_config = ApiServerConfig { advertise: address.to_string(), names: names(config), anonymous: true };
+    let api = ApiServer::new(api_config, registry.clone(), pki.clone(), tunnels.clone(), clock.clone());
+    let shutdown = tree.shutdown();
+    tree.spawn("apiserver", async move {
+        if let Err(error) = api.serve(vec![listener], shutdown).await {
+            tracing::error!(%error, "API server ended");
+        }
+    });
+    write_kubeconfig(&pki, config, address).await?;
+
+    let client = |component: &str| Client::Local(Local::new(registry.clone(), component));
+    let informers = Informers::new(client("informers"));
+    let scheduling =
+        scheduler::run(client("kube-scheduler"), informers.clone(), clock.clone(), trace.clone(), tree.shutdown());
+    tree.spawn("scheduler", scheduling);
+    let controller_config = ControllerConfig::new(registry.kinds.clone(), pki.ca_pem().to_owned());
+    controllers::run_all(&controller_config, client("kube-controller-manager"), informers.clone(), clock.clone(), tree);
+    Ok(ControlPlane { address, client: client("node"), informers, registry, tunnels, trace, clock, store })
+}
+
+impl ControlPlane {
+    /// Writes what still waits in memory and closes the database. Call it when the tree has ended.
+    pub async fn close(&self) -> anyhow::Result<()> {
+        self.store.close().await.context("close the database")
+    }
+}
+
+/// The folder holds keys: nobody but root may look into it.
+fn make_private(directory: &Path) -> anyhow::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory);
+    made.with_context(|| format!("make folder {}", directory.display()))
+}
+
+/// The address others find the API at: the node's, unless the API listens on one of its own.
+fn advertised(config: &Config, bound: SocketAddr) -> SocketAddr {
+    let ip = if bound.ip().is_unspecified() { config.node_ip } else { bound.ip() };
+    SocketAddr::new(ip, bound.port())
+}
+
+/// Pods reach the API through a Service, and Services are IPv4 here.
+fn ipv4(ip: IpAddr) -> anyhow::Result<Ipv4Addr> {
+    match ip {
+        IpAddr::V4(ip) => Ok(ip),
+        IpAddr::V6(ip) => anyhow::bail!("the API's address {ip} must be an IPv4 address: set node-ip"),
+    }
+}
+
+fn names(config: &Config) -> ServerNames {
+    let mut extra = vec![config.node_name.clone(), config.node_ip.to_string()];
+    extra.extend(["localhost".to_owned(), Ipv4Addr::LOCALHOST.to_string()]);
+    extra.extend(config.tls_san.iter().cloned());
+    ServerNames {
+        cluster_domain: config.cluster_domain.clone(),
+        service_ip: Some(IpAddr::V4(config.service_cidr.nth(1))),
+        extra,
+    }
+}
+
+async fn write_kubeconfig(pki: &Pki, config: &Config, address: SocketAddr) -> anyhow::Result<()> {
+    // An admin on this machine reaches it by loopback, whatever happens to its addresses.
+    let ip = if config.listen.ip().is_unspecified() { IpAddr::V4(Ipv4Addr::LOCALHOST) } else { address.ip() };
+    let url = format!("https://{}", SocketAddr::new(ip, address.port()));
+    let (pki, path) = (pki.clone(), config.kubeconfig.clone());
+    let written = tokio::task::spawn_blocking(move || pki.write_admin_kubeconfig(&path, &url)).await?;
+    written.with_context(|| format!("write kubeconfig {}", config.kubeconfig.display()))
+}

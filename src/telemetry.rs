@@ -8,6 +8,8 @@ use std::sync::Mutex;
 
 /// Pods whose steps are remembered; the oldest is forgotten first.
 const TRACED_PODS_LIMIT: usize = 512;
+/// Steps a live reader may be behind.
+const LIVE_LIMIT: usize = 256;
 /// Steps remembered per pod.
 const STEPS_LIMIT: usize = 64;
 
@@ -26,14 +28,29 @@ struct Record {
 }
 
 /// The steps of recent pods by uid. One per process, shared by every room that handles pods.
-#[derive(Default)]
-pub struct Trace(Mutex<Record>);
+pub struct Trace {
+    record: Mutex<Record>,
+    live: tokio::sync::broadcast::Sender<(String, Step)>,
+}
+
+impl Default for Trace {
+    fn default() -> Self {
+        Self { record: Mutex::default(), live: tokio::sync::broadcast::channel(LIVE_LIMIT).0 }
+    }
+}
 
 impl Trace {
+    /// Steps as they are recorded; a slow reader loses the oldest.
+    pub fn subscribe(&self) -> tokio::sync::broadcast::Receiver<(String, Step)> {
+        self.live.subscribe()
+    }
+
     /// Records that `room` did `what` for the pod with this uid, now.
     pub fn mark(&self, clock: &Clock, uid: &str, room: &'static str, what: &str) {
         let step = Step { at: clock.now(), room: room.to_owned(), what: what.to_owned() };
-        let mut record = self.0.lock().expect("no panic while the trace is locked");
+        // Without a reader the step is only remembered.
+        let _ = self.live.send((uid.to_owned(), step.clone()));
+        let mut record = self.record.lock().expect("no panic while the trace is locked");
         if !record.steps.contains_key(uid) {
             if record.order.len() >= TRACED_PODS_LIMIT
                 && let Some(oldest) = record.order.pop_front()
@@ -50,7 +67,7 @@ impl Trace {
 
     /// The steps of one pod in the order they happened; empty when it is unknown.
     pub fn steps(&self, uid: &str) -> Vec<Step> {
-        let record = self.0.lock().expect("no panic while the trace is locked");
+        let record = self.record.lock().expect("no panic while the trace is locked");
         let mut steps = record.steps.get(uid).cloned().unwrap_or_default();
         steps.sort_by_key(|step| step.at);
         steps

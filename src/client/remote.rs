@@ -5,20 +5,27 @@ use super::kubeconfig::Access;
 use super::{Item, Items, Resource, WatchEvent};
 use crate::api::object::{Object, ObjectExt};
 use crate::api::status::{Result, Status};
+use crate::network::resolve::Resolver;
 use crate::registry::{DeleteOptions, ListOptions, PatchType, Propagation};
 use bytes::{Bytes, BytesMut};
 use futures_util::stream::{self, BoxStream, StreamExt};
 use reqwest::header::{ACCEPT, CONTENT_TYPE};
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use serde_json::json;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_tungstenite::tungstenite::{self, client::IntoClientRequest};
 
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 /// One line of a watch; larger ones end it.
 const LINE_LIMIT_BYTES: usize = 8 << 20;
+
+/// A WebSocket to the API server.
+pub type WebSocket = tokio_tungstenite::WebSocketStream<tokio_rustls::client::TlsStream<TcpStream>>;
 
 /// Speaks to an API server. Cheap to clone.
 #[derive(Clone)]
@@ -26,21 +33,22 @@ pub struct Remote {
     http: reqwest::Client,
     access: Arc<Access>,
     tls: Arc<rustls::ClientConfig>,
+    resolver: Resolver,
 }
 
 impl Remote {
-    /// Makes a client; nothing is sent yet. `resolve` finds addresses of names.
-    pub fn new(access: Access, resolve: Arc<dyn reqwest::dns::Resolve>) -> Result<Self> {
+    /// Makes a client; nothing is sent yet.
+    pub fn new(access: Access, resolver: Resolver) -> Result<Self> {
         let tls = client_config(&access)?;
         let http = reqwest::Client::builder()
             .user_agent(concat!("edgelet/", env!("CARGO_PKG_VERSION")))
             .tls_backend_preconfigured(tls.clone())
-            .dns_resolver(resolve)
+            .dns_resolver(resolver.clone())
             .connect_timeout(Duration::from_secs(10))
             .pool_idle_timeout(Duration::from_secs(90))
             .build()
             .map_err(Status::internal)?;
-        Ok(Self { http, access: Arc::new(access), tls: Arc::new(tls) })
+        Ok(Self { http, access: Arc::new(access), tls: Arc::new(tls), resolver })
     }
 
     pub fn access(&self) -> &Access {
@@ -61,14 +69,60 @@ impl Remote {
         answer(request.timeout(REQUEST_TIMEOUT)).await
     }
 
+    /// GET in another form (`Table`).
+    pub async fn raw_as(&self, path: &str, accept: &str) -> Result<Bytes> {
+        answer(self.request_as(Method::GET, path, accept).timeout(REQUEST_TIMEOUT)).await
+    }
+
+    /// The lines of a watch in another form.
+    pub async fn lines_as(&self, path: &str, accept: &str) -> Result<BoxStream<'static, Result<Bytes>>> {
+        let response = self.request_as(Method::GET, path, accept).send().await.map_err(unreachable_server)?;
+        Ok(lines(checked(response).await?))
+    }
+
     /// A response whose body goes on (logs).
     pub async fn stream(&self, path: &str) -> Result<Response> {
-        checked(self.request(Method::GET, path).send().await.map_err(unreachable_server)?).await
+        checked(self.request_as(Method::GET, path, "*/*").send().await.map_err(unreachable_server)?).await
+    }
+
+    /// PATCH by path, for kinds that are only known at run time.
+    pub async fn send_patch(&self, path: &str, media_type: &str, patch: &Object) -> Result<Bytes> {
+        self.send(Method::PATCH, path, media_type, patch).await.map(|item| item.0)
+    }
+
+    /// A WebSocket that speaks `protocol` (exec, attach, port-forward).
+    pub async fn websocket(&self, path: &str, protocol: &'static str) -> Result<WebSocket> {
+        let uri: http::Uri = self.access.server.parse().map_err(Status::internal)?;
+        let host = uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
+        let port = uri.port_u16().unwrap_or(443);
+        let addresses = self.resolver.resolve(&host, port).await.map_err(lost)?;
+        let stream = TcpStream::connect(addresses.as_slice()).await.map_err(lost)?;
+        let server_name = ServerName::try_from(host.clone()).map_err(Status::internal)?;
+        let mut tls = (*self.tls).clone();
+        tls.alpn_protocols = vec![b"http/1.1".to_vec()];
+        let stream = TlsConnector::from(Arc::new(tls)).connect(server_name, stream).await.map_err(lost)?;
+        let mut request = format!("wss://{}{path}", uri.authority().map_or(host.as_str(), |one| one.as_str()))
+            .into_client_request()
+            .map_err(Status::internal)?;
+        request.headers_mut().insert("Sec-WebSocket-Protocol", http::HeaderValue::from_static(protocol));
+        if !self.access.token.is_empty() {
+            let token = format!("Bearer {}", self.access.token).try_into().map_err(Status::internal)?;
+            request.headers_mut().insert(http::header::AUTHORIZATION, token);
+        }
+        match tokio_tungstenite::client_async(request, stream).await {
+            Ok((socket, _)) => Ok(socket),
+            Err(tungstenite::Error::Http(response)) => Err(refused(&response)),
+            Err(error) => Err(Status::unavailable(error.to_string())),
+        }
     }
 
     fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        self.request_as(method, path, "application/json")
+    }
+
+    fn request_as(&self, method: Method, path: &str, accept: &str) -> RequestBuilder {
         let request = self.http.request(method, format!("{}{path}", self.access.server));
-        let request = request.header(ACCEPT, "application/json");
+        let request = request.header(ACCEPT, accept);
         if self.access.token.is_empty() { request } else { request.bearer_auth(&self.access.token) }
     }
 
@@ -221,6 +275,17 @@ fn delete_body(options: &DeleteOptions) -> Object {
         body.set(&["preconditions", "resourceVersion"], json!(resource_version));
     }
     body
+}
+
+fn lost(error: std::io::Error) -> Status {
+    Status::unavailable(format!("connect to the server: {error}"))
+}
+
+/// What the server said instead of switching protocols.
+fn refused(response: &http::Response<Option<Vec<u8>>>) -> Status {
+    let body = response.body().as_deref().unwrap_or_default();
+    serde_json::from_slice(body)
+        .unwrap_or_else(|_| Status::new(response.status().as_u16(), "Unknown", String::from_utf8_lossy(body)))
 }
 
 async fn answer(request: RequestBuilder) -> Result<Bytes> {

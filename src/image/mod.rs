@@ -206,6 +206,11 @@ impl ImageStore {
         Ok(id)
     }
 
+    /// An empty directory on the store's file system that vanishes when dropped.
+    pub fn scratch(&self) -> Result<Staging> {
+        self.staging("scratch")
+    }
+
     /// A private directory that vanishes unless it is kept.
     pub(crate) fn staging(&self, what: &str) -> Result<Staging> {
         let name = format!("{what}-{}-{:016x}", std::process::id(), fastrand::u64(..));
@@ -316,8 +321,14 @@ impl ImageStore {
 }
 
 /// A directory under `staging` that is removed when dropped.
-pub(crate) struct Staging {
-    pub path: PathBuf,
+pub struct Staging {
+    path: PathBuf,
+}
+
+impl Staging {
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
 }
 
 impl Drop for Staging {
