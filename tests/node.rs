@@ -2,3 +2,5 @@
 
 #[path = "node/network.rs"]
 mod network;
+#[path = "node/services.rs"]
+mod services;

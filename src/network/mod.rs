@@ -11,7 +11,7 @@ pub mod tables;
 
 use crate::sys::netns;
 use ipam::{Ipam, Remembered};
-use netlink::{Netlink, Port};
+use netlink::{LinkEvents, Netlink, Port};
 use plan::Layout;
 use std::collections::BTreeMap;
 use std::io;
@@ -72,6 +72,9 @@ const SAVE_DELAY: Duration = Duration::from_millis(500);
 
 /// The proxy's table is named after the node's, with this behind it.
 pub const SERVICES_SUFFIX: &str = "-services";
+
+/// The kernel reaps a namespace within some tens of milliseconds.
+const REAP_PATIENCE: Duration = Duration::from_millis(200);
 
 /// The pod network of this node. Cheap to clone.
 #[derive(Clone)]
@@ -226,12 +229,8 @@ impl Network {
     }
 
     async fn disconnect(&self, uid: &str) -> Result<()> {
-        // The link first: a process that is still in the namespace would keep it.
-        let link = plan::host_link(uid);
-        let deleted = netlink::run(move || async move { delete_links(&[link]).await }).await;
-        // Both are tried, whatever the first one says.
-        let released = release(&self.0.layout.netns(uid));
-        deleted.and(released)?;
+        let (path, link) = (self.0.layout.netns(uid), plan::host_link(uid));
+        netlink::run(move || async move { disconnect_pod(&path, &link).await }).await?;
         {
             let mut state = self.state();
             state.attached.remove(uid);
@@ -260,8 +259,9 @@ impl Network {
     pub async fn teardown(&self) -> Result<()> {
         let layout = self.0.layout.clone();
         let mut result = Ok(());
-        for uid in files(&layout.netns_directory)? {
-            result = result.and(self.detach(&uid).await);
+        let detached = files(&layout.netns_directory)?.into_iter().map(async |uid| self.detach(&uid).await);
+        for one in futures_util::future::join_all(detached).await {
+            result = result.and(one);
         }
         let bridge = layout.bridge.clone();
         result = result.and(netlink::run(move || async move { disconnect_node(&bridge).await }).await);
@@ -353,6 +353,20 @@ async fn connect_pod(layout: &Layout, uid: &str, ip: Ipv4Addr) -> Result<()> {
     node.veth(&host, bridge, namespace.as_fd(), plan::mac(ip)).await?;
     pod.pod(ip, layout.gateway).await?;
     node.port(&host, &plan::alias(uid, ip)).await
+}
+
+/// The kernel takes the link with the namespace, many at a time, which holds its lock far shorter than
+/// deleting each. A process that is still inside keeps the namespace: then the link is deleted.
+async fn disconnect_pod(path: &Path, link: &str) -> Result<()> {
+    let node = Netlink::open()?;
+    let mut events = LinkEvents::open()?;
+    let index = node.index(link).await?;
+    release(path)?;
+    let Some(index) = index else { return Ok(()) };
+    match tokio::time::timeout(REAP_PATIENCE, events.deleted(index)).await {
+        Ok(true) => Ok(()),
+        _ => node.delete(link).await,
+    }
 }
 
 async fn delete_links(names: &[String]) -> Result<()> {

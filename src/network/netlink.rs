@@ -5,10 +5,14 @@
 use super::ipam::Cidr;
 use super::{Error, Result};
 use crate::sys::netns;
-use futures_util::TryStreamExt;
+use futures_util::{Stream, StreamExt, TryStreamExt};
+use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
+use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkMessage};
 use netlink_packet_route::route::RouteScope;
-use rtnetlink::{Handle, LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
+use rtnetlink::{
+    Handle, LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth, MulticastGroup, RouteMessageBuilder,
+};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -25,6 +29,30 @@ pub struct Port {
     pub alias: String,
 }
 
+/// What happens to links from when it is opened on.
+pub struct LinkEvents(Box<dyn Stream<Item = NetlinkMessage<RouteNetlinkMessage>> + Unpin>);
+
+impl LinkEvents {
+    pub fn open() -> Result<Self> {
+        let opened = rtnetlink::new_multicast_connection(&[MulticastGroup::Link]);
+        let (connection, _, messages) = opened.map_err(|source| super::kernel("watch", "links", source))?;
+        tokio::spawn(connection);
+        Ok(Self(Box::new(messages.map(|(message, _)| message))))
+    }
+
+    /// Waits until the link is gone; false when the events end before.
+    pub async fn deleted(&mut self, index: u32) -> bool {
+        while let Some(message) = self.0.next().await {
+            if let NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelLink(link)) = message.payload
+                && link.header.index == index
+            {
+                return true;
+            }
+        }
+        false
+    }
+}
+
 /// Runs netlink verbs on a thread of their own, in the caller's network namespace to begin with.
 pub async fn run<T, F, V>(verbs: V) -> Result<T>
 where
@@ -33,7 +61,7 @@ where
     V: FnOnce() -> F + Send + 'static,
 {
     let work = || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build();
         runtime.map_err(|source| super::kernel("start", "netlink", source))?.block_on(verbs())
     };
     netns::on_thread(work).await.map_err(|source| super::kernel("start", "netlink thread", source))?
