@@ -254,3 +254,20 @@ fn protobuf_reads_the_unions_of_json_schemas() {
     });
     assert_eq!(decoded.expect("accepted").object["spec"]["versions"][0]["schema"]["openAPIV3Schema"], expected);
 }
+
+/// Every recorded answer survives the way into protobuf and back.
+#[test]
+fn protobuf_round_trips() {
+    let cases = include_str!("../../../tests/data/scheme/defaults.json");
+    let cases: Vec<Value> = serde_json::from_str(cases).expect("test data");
+    for case in cases {
+        let schema = scheme::find(case["type"].as_str().expect("test data")).expect("a type");
+        let mut object = case["answered"].clone();
+        check::check(schema, &mut object, false).expect("answers have their types");
+        let (api_version, kind) = (object["apiVersion"].clone(), object["kind"].clone());
+        let body = protobuf::encode(schema, &object);
+        let (api_version, kind) = (api_version.as_str().unwrap_or_default(), kind.as_str().unwrap_or_default());
+        let decoded = decode(MediaType::Protobuf, &body, Some(schema), api_version, kind, FieldValidation::Strict);
+        assert_eq!(decoded.expect("accepted").object, object, "{}", case["recorded"]);
+    }
+}
