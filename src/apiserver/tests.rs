@@ -4,6 +4,7 @@
 mod access;
 mod discover;
 mod objects;
+mod wire;
 
 use super::*;
 use crate::api::kinds::Kinds;
@@ -53,8 +54,11 @@ fn user(name: &str) -> Peer {
 
 impl Cluster {
     async fn new() -> Self {
+        Self::with_clock(Clock::simulated(NOW.parse().unwrap())).await
+    }
+
+    async fn with_clock(clock: Clock) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let clock = Clock::simulated(NOW.parse().unwrap());
         let store = Arc::new(MemoryStore::default());
         let kinds = Kinds::default();
         let registry = Registry::new(RegistryConfig::default(), store, kinds, clock.clone(), Arc::default());

@@ -2,7 +2,7 @@
 //! Finds the target, then hands the bytes through; the kubelet's protocol is in `tunnel`.
 
 mod exec;
-mod frames;
+pub(crate) mod frames;
 mod log;
 mod portforward;
 mod proxy;
