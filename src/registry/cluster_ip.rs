@@ -5,6 +5,7 @@ use super::{Registry, kind_subject, store_error};
 use crate::api::kinds::Kind;
 use crate::api::object::{Object, ObjectExt};
 use crate::api::status::{FieldError, Result, Status};
+use serde::Deserialize;
 use serde_json::{Value, json};
 use std::collections::HashSet;
 use std::net::Ipv4Addr;
@@ -66,16 +67,38 @@ struct Used {
     node_ports: HashSet<(u16, String)>,
 }
 
+/// As much of a Service as holds something.
+#[derive(Default, Deserialize)]
+struct Holder<'a> {
+    #[serde(borrow, default)]
+    spec: HolderSpec<'a>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct HolderSpec<'a> {
+    #[serde(borrow, rename = "clusterIP")]
+    cluster_ip: &'a str,
+    #[serde(borrow, rename = "clusterIPs")]
+    cluster_ips: Vec<&'a str>,
+    ports: Vec<HolderPort>,
+    health_check_node_port: u16,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct HolderPort {
+    node_port: u16,
+    protocol: String,
+}
+
 impl Used {
-    fn add(&mut self, service: &Object) {
-        let addresses = service.at(&["spec", "clusterIPs"]).and_then(Value::as_array).into_iter().flatten();
-        let single = service.at(&["spec", "clusterIP"]);
-        let texts = addresses.chain(single).filter_map(Value::as_str);
+    fn add(&mut self, Holder { spec }: Holder) {
+        let texts = spec.cluster_ips.into_iter().chain([spec.cluster_ip]);
         self.addresses.extend(texts.filter_map(|text| text.parse::<Ipv4Addr>().ok()));
-        for port in ports(service) {
-            self.node_ports.extend(node_port(port).map(|number| (number, protocol(port))));
-        }
-        self.node_ports.extend(health_check_port(service).map(|number| (number, "TCP".to_owned())));
+        let ports = spec.ports.into_iter().map(|port| (port.node_port, port.protocol));
+        let all = ports.chain([(spec.health_check_node_port, "TCP".to_owned())]);
+        self.node_ports.extend(all.filter(|(number, _)| *number != 0));
     }
 }
 
@@ -100,7 +123,7 @@ impl Registry {
         let page = self.store.list("services/", "", 0, None).await;
         for entry in page.map_err(|error| store_error(kind, service.name(), error))?.entries {
             if *entry.key != *own {
-                used.add(&serde_json::from_slice(&entry.bytes).map_err(Status::internal)?);
+                used.add(serde_json::from_slice(&entry.bytes).map_err(Status::internal)?);
             }
         }
         let problem = assign(self.service_range(), &used, service, old);
@@ -185,10 +208,6 @@ fn protocol(port: &Value) -> String {
     }
 }
 
-fn health_check_port(service: &Object) -> Option<u16> {
-    service.int_at(&["spec", "healthCheckNodePort"]).and_then(|number| u16::try_from(number).ok()).filter(|n| *n != 0)
-}
-
 fn wants_node_ports(service: &Object) -> bool {
     match service.str_at(&["spec", "type"]) {
         "NodePort" => true,
@@ -269,7 +288,10 @@ mod tests {
 
     fn assigned(used: &[Object], mut service: Object, old: Option<&Object>) -> Result<Object, FieldError> {
         let mut others = Used::default();
-        used.iter().for_each(|service| others.add(service));
+        for service in used {
+            let text = service.to_string();
+            others.add(serde_json::from_str(&text).unwrap());
+        }
         assign(Range::new(CIDR), &others, &mut service, old).map(|()| service)
     }
 
@@ -314,6 +336,8 @@ mod tests {
         let plain = json!({"spec": {"type": "ClusterIP", "ports": [{"port": 80, "nodePort": number}]}});
         assert_eq!(assigned(&[], plain, Some(&old)).unwrap()["spec"]["ports"][0].get("nodePort"), None);
         let taken = json!({"spec": {"type": "NodePort", "ports": [{"port": 81, "nodePort": number}]}});
-        assert!(assigned(&[old], taken, None).is_err());
+        let mut other = old;
+        other["spec"]["ports"][0]["protocol"] = json!("TCP");
+        assert!(assigned(&[other], taken, None).is_err());
     }
 }

@@ -7,6 +7,7 @@ use crate::api::object::{Object, ObjectExt};
 use crate::api::status::{Result, Status};
 use crate::api::validation;
 use crate::store::{Durability, Entry, Expected, StoreError, Write};
+use serde_json::Value;
 use std::sync::Arc;
 
 /// Names tried for one `generateName`.
@@ -124,7 +125,54 @@ pub(super) fn durability(kind: &Kind, old: Option<&Object>, new: &Object) -> Dur
         DurabilityClass::LazyRenewal => {
             old.is_some_and(|old| old.at(&["spec", "holderIdentity"]) == new.at(&["spec", "holderIdentity"]))
         }
-        DurabilityClass::Durable => false,
+        DurabilityClass::Durable => old.is_some_and(|old| is_heartbeat(kind, old, new)),
     };
     if lazy { Durability::Lazy } else { Durability::Durable }
+}
+
+/// Whether a node only says that it is still as it was.
+fn is_heartbeat(kind: &Kind, old: &Object, new: &Object) -> bool {
+    if kind.storage_prefix != "nodes" {
+        return false;
+    }
+    let without_times = |node: &Object| {
+        let mut node = node.clone();
+        let conditions = node.get_mut("status").and_then(|status| status.get_mut("conditions"));
+        for condition in conditions.and_then(Value::as_array_mut).into_iter().flatten() {
+            condition.unset(&["lastHeartbeatTime"]);
+        }
+        node
+    };
+    without_times(old) == {
+        let mut new = without_times(new);
+        new.set(&["metadata", "resourceVersion"], Value::from(old.resource_version()));
+        new
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::kinds::Kinds;
+    use serde_json::json;
+
+    #[test]
+    fn renewals_and_heartbeats_may_wait_and_changes_may_not() {
+        let kinds = Kinds::default();
+        let lease = kinds.kind("coordination.k8s.io/v1", "Lease").unwrap();
+        let held = |by: &str, at: &str| json!({"spec": {"holderIdentity": by, "renewTime": at}});
+        assert_eq!(durability(&lease, None, &held("a", "1")), Durability::Durable);
+        assert_eq!(durability(&lease, Some(&held("a", "1")), &held("a", "2")), Durability::Lazy);
+        assert_eq!(durability(&lease, Some(&held("a", "1")), &held("b", "2")), Durability::Durable);
+        let node = kinds.kind("v1", "Node").unwrap();
+        let ready = |revision: &str, status: &str, at: &str| {
+            let condition = json!({"type": "Ready", "status": status, "lastHeartbeatTime": at});
+            json!({"metadata": {"resourceVersion": revision}, "status": {"conditions": [condition]}})
+        };
+        let old = ready("5", "True", "1");
+        assert_eq!(durability(&node, Some(&old), &ready("", "True", "2")), Durability::Lazy);
+        assert_eq!(durability(&node, Some(&old), &ready("5", "False", "2")), Durability::Durable);
+        let event = kinds.kind("v1", "Event").unwrap();
+        assert_eq!(durability(&event, None, &json!({})), Durability::Lazy);
+    }
 }

@@ -2,6 +2,7 @@
 //! An acknowledged durable write survives a power cut. Reads are answered from memory, also after the disk failed.
 
 mod database;
+mod queue;
 mod writer;
 
 use super::cache::Cache;
@@ -11,17 +12,22 @@ use crate::clock;
 use database::Database;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use queue::Queue;
 use std::path::Path;
 use std::sync::Arc;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 use writer::{Request, Writer};
-
-/// Writes that wait for the writer thread; more wait in their callers.
-const QUEUE_LIMIT: usize = 1024;
 
 pub struct SqliteStore {
     cache: Arc<Cache>,
-    queue: mpsc::Sender<Request>,
+    queue: Arc<Queue>,
+}
+
+/// Without `close` the writer still finishes what was asked of it, but nobody waits for it.
+impl Drop for SqliteStore {
+    fn drop(&mut self) {
+        self.queue.abandon();
+    }
 }
 
 impl SqliteStore {
@@ -33,8 +39,8 @@ impl SqliteStore {
     pub fn open_with_ring_limit(path: &Path, ring_limit_bytes: usize) -> Result<Self, StoreError> {
         let (database, entries) = Database::open(path)?;
         let cache = Cache::new(entries, database.start_revision(), ring_limit_bytes);
-        let (queue, requests) = mpsc::channel(QUEUE_LIMIT);
-        let writer = Writer::new(database, cache.clone(), requests);
+        let queue = Arc::new(Queue::new());
+        let writer = Writer::new(database, cache.clone(), queue.clone());
         let thread = std::thread::Builder::new().name("store".into());
         thread.spawn(move || writer.run()).map_err(StoreError::engine)?;
         Ok(Self { cache, queue })
@@ -45,7 +51,7 @@ impl SqliteStore {
         request: Request,
         answer: oneshot::Receiver<Result<T, StoreError>>,
     ) -> Result<T, StoreError> {
-        self.queue.send(request).await.map_err(|_| StoreError::Closed)?;
+        self.queue.push(request).await.map_err(|_| StoreError::Closed)?;
         answer.await.unwrap_or(Err(StoreError::Closed))
     }
 }

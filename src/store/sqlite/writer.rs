@@ -2,11 +2,12 @@
 //! Lazy writes stay in memory for the next commit; there is no timer, so an idle store writes nothing.
 
 use super::database::{Database, Row};
+use super::queue::Queue;
 use crate::store::cache::{Cache, plan};
 use crate::store::{Durability, Entry, Event, StoreError, Write, splice};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 /// One commit takes at most so many writes …
@@ -33,7 +34,7 @@ pub(super) enum Request {
 pub(super) struct Writer {
     database: Database,
     cache: Arc<Cache>,
-    queue: mpsc::Receiver<Request>,
+    queue: Arc<Queue>,
     /// The newest revision given out, also to writes whose commit failed.
     newest: u64,
     /// Keys whose last state is in memory only.
@@ -81,35 +82,39 @@ struct Plan {
 }
 
 impl Writer {
-    pub fn new(database: Database, cache: Arc<Cache>, queue: mpsc::Receiver<Request>) -> Self {
+    pub fn new(database: Database, cache: Arc<Cache>, queue: Arc<Queue>) -> Self {
         let newest = cache.revision();
         Self { database, cache, queue, newest, lazy: BTreeSet::new(), lazy_bytes: 0 }
     }
 
     pub fn run(mut self) {
-        while let Some(first) = self.queue.blocking_recv() {
-            let mut batch = self.gather(first);
+        let queue = self.queue.clone();
+        let mut usual = 1;
+        while queue.wait(usual).is_some() {
+            let mut batch = self.gather();
+            usual = batch.writes.len();
             let close = batch.close.take();
             self.commit(batch);
             if let Some(answer) = close {
+                queue.close();
                 // The asker may have gone; the store is closed all the same.
                 let _ = answer.send(self.finish());
                 return;
             }
-            if let Err(error) = self.database.checkpoint(self.queue.is_empty()) {
+            if let Err(error) = self.database.checkpoint(queue.is_empty()) {
                 tracing::warn!(%error, "checkpoint failed; the log grows until the next one");
             }
         }
+        queue.close();
         if let Err(error) = self.finish() {
             tracing::error!(%error, "closing the store failed");
         }
     }
 
-    fn gather(&mut self, first: Request) -> Batch {
+    fn gather(&self) -> Batch {
         let mut batch = Batch::default();
-        batch.add(first);
         while !batch.is_full() {
-            let Ok(next) = self.queue.try_recv() else { break };
+            let Some(next) = self.queue.pop() else { break };
             batch.add(next);
         }
         batch
