@@ -4,3 +4,5 @@
 mod network;
 #[path = "node/services.rs"]
 mod services;
+#[path = "node/runtime.rs"]
+mod runtime;

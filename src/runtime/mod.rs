@@ -5,7 +5,9 @@
 mod executor;
 #[cfg(any(test, feature = "fake"))]
 pub mod fake;
+pub mod libcontainer;
 mod log;
+mod probe;
 mod seccomp;
 pub mod shim;
 mod spec;

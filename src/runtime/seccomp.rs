@@ -6,7 +6,7 @@ use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule, TargetArch,
 };
 use serde::Deserialize;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 /// Bits of capabilities that widen the default profile.
 mod capability {
@@ -217,11 +217,6 @@ fn instruction(filter: &seccompiler::sock_filter) -> [u8; 8] {
 
 fn number(name: &str) -> Option<i64> {
     NAMES.iter().find(|(known, _)| *known == name).map(|(_, number)| *number)
-}
-
-/// Names the default profile knows; a `Localhost` profile may use any of them.
-pub fn known_syscalls() -> BTreeSet<&'static str> {
-    NAMES.iter().map(|(name, _)| *name).collect()
 }
 
 /// Not in libc.

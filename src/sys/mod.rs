@@ -5,6 +5,7 @@ pub mod mount;
 pub mod netns;
 pub mod process;
 pub mod seqpacket;
+pub mod watch;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 

@@ -91,9 +91,14 @@ pub fn kill(pid: i32, signal: i32) -> io::Result<()> {
 /// All signals to their default action and none blocked: a Rust parent ignores SIGPIPE, a shim
 /// blocks SIGCHLD, and both would be inherited through execve.
 pub fn reset_signals() {
+    // The kernel's own call: libc's refuses the two signals it keeps for itself.
+    let default_action = [0u64; 4];
     for signal in 1..=64 {
-        // SAFETY: SIG_DFL installs no handler. SIGKILL, SIGSTOP and libc's own fail harmlessly.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
+        // SAFETY: the kernel reads a sigaction, at most these 32 bytes; zero is SIG_DFL without handler.
+        // SIGKILL and SIGSTOP fail harmlessly.
+        unsafe {
+            libc::syscall(libc::SYS_rt_sigaction, signal, default_action.as_ptr(), std::ptr::null_mut::<u64>(), 8usize);
+        }
     }
     let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None);
 }

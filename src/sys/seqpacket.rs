@@ -67,6 +67,12 @@ pub fn send(socket: impl AsFd, message: &[u8], descriptors: &[BorrowedFd<'_>]) -
     Ok(())
 }
 
+/// The length of the message that waits; 0 = the other end is gone.
+pub fn next_length(socket: impl AsFd) -> Result<usize> {
+    let nothing: &mut [u8] = &mut [];
+    Ok(rustix::net::recv(socket, nothing, RecvFlags::PEEK | RecvFlags::TRUNC)?.1)
+}
+
 /// Receives one message into `buffer`: its length (0 = the other end is gone) and its descriptors.
 pub fn receive(socket: impl AsFd, buffer: &mut [u8]) -> Result<(usize, Vec<OwnedFd>)> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_LIMIT))];

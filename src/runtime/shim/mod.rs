@@ -216,7 +216,9 @@ impl Shim {
 
     fn receive(&mut self, key: u64) {
         let Some(socket) = self.clients.get(&key) else { return };
-        let mut buffer = vec![0; MESSAGE_LIMIT_BYTES];
+        // No larger than the message: what the shim has touched once, it keeps.
+        let length = seqpacket::next_length(socket).unwrap_or(0).min(MESSAGE_LIMIT_BYTES);
+        let mut buffer = vec![0; length];
         match seqpacket::receive(socket, &mut buffer) {
             Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {}
             Ok((0, _)) | Err(_) => self.disconnect(key),

@@ -71,7 +71,7 @@ pub struct Sandbox {
 }
 
 /// What the executor enforces on a process right before execve.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Isolation {
     /// Bit set of capabilities: bounding, permitted, effective.
     pub capabilities: u64,
