@@ -34,10 +34,11 @@ impl Registry {
         };
         admission::admit(self, &request, &mut object).await?;
         let hook = HookContext { now, user: &context.user.name, subresource: "" };
-        kind.strategy.prepare_create(&hook, &mut object);
         meta::begin(kind, &mut object, now);
+        kind.strategy.prepare_create(&hook, &mut object);
         let mut errors = validation::metadata(kind, &object);
         errors.extend(kind.strategy.validate(&hook, &object));
+        errors.extend(kind.strategy.validate_create(&hook, &object));
         meta::refuse_invalid(kind, &name, errors)?;
         let _addresses = self.assign_addresses(kind, &mut object, None).await?;
         admission::validate(self, &request, &object).await?;

@@ -162,14 +162,18 @@ pub trait Strategy: Sync {
     fn default(&self, _object: &mut Object) {}
     /// Sets what the client may not (status reset, generation is set by the registry).
     fn prepare_create(&self, _context: &HookContext, _object: &mut Object) {}
-    /// Main resource: keep the old status. `status` subresource: keep the old spec (done generically
-    /// by the registry before this hook is called).
+    /// The registry has kept already what the subresource may not change: the status of the main
+    /// resource, all but the status of `status`.
     fn prepare_update(&self, _context: &HookContext, _new: &mut Object, _old: &Object) {}
     /// Metadata has been validated already.
     fn validate(&self, _context: &HookContext, _object: &Object) -> Vec<FieldError> {
         Vec::new()
     }
-    /// Called besides `validate`.
+    /// Called besides `validate` for a new object.
+    fn validate_create(&self, _context: &HookContext, _object: &Object) -> Vec<FieldError> {
+        Vec::new()
+    }
+    /// Called besides `validate` for a changed object.
     fn validate_update(&self, _context: &HookContext, _new: &Object, _old: &Object) -> Vec<FieldError> {
         Vec::new()
     }

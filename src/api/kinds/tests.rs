@@ -99,6 +99,7 @@ fn created(mut object: Object) -> Result<Object, crate::api::status::Status> {
     kind.strategy.prepare_create(&context, &mut object);
     let mut errors = validation::metadata(&kind, &object);
     errors.extend(kind.strategy.validate(&context, &object));
+    errors.extend(kind.strategy.validate_create(&context, &object));
     if errors.is_empty() {
         return Ok(object);
     }
@@ -143,5 +144,157 @@ fn invalid_objects_are_answered_as_recorded() {
         let status = created(case.sent).expect_err(&case.recorded);
         assert_eq!(status.message, case.message, "{}", case.recorded);
         assert_eq!(status.details.map(|details| details.causes), Some(case.causes), "{}", case.recorded);
+    }
+}
+
+/// What the registry does to a changed object; the first error.
+fn updated(api_version: &str, kind: &str, mut new: Object, old: &Object) -> (Object, String) {
+    let kind = Kinds::default().kind(api_version, kind).expect("a built-in kind");
+    let context = HookContext { now: Timestamp::UNIX_EPOCH, user: "admin", subresource: "" };
+    kind.strategy.default(&mut new);
+    kind.strategy.prepare_update(&context, &mut new, old);
+    let errors = kind.strategy.validate_update(&context, &new, old);
+    let first = errors.first().map(ToString::to_string).unwrap_or_default();
+    (new, first)
+}
+
+#[test]
+fn updates_of_what_is_fixed_are_refused_as_recorded() {
+    use serde_json::json;
+
+    let labels = |value: &str| json!({"spec": {"selector": {"matchLabels": {"app": value}}}});
+    let role = |name: &str| json!({"roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": name}});
+    let config = |text: &str| json!({"immutable": true, "data": {"a": text}});
+    let cases = [
+        (
+            "apps/v1",
+            "Deployment",
+            labels("z"),
+            labels("x"),
+            "spec.selector: Invalid value: {\"matchLabels\":{\"app\":\"z\"}}: field is immutable",
+        ),
+        ("apps/v1", "ReplicaSet", labels("x"), labels("x"), ""),
+        (
+            "rbac.authorization.k8s.io/v1",
+            "RoleBinding",
+            role("zz"),
+            role("a"),
+            "roleRef: Invalid value: {\"APIGroup\":\"rbac.authorization.k8s.io\",\"Kind\":\"Role\",\"Name\":\"zz\"}: cannot change roleRef",
+        ),
+        ("v1", "ConfigMap", config("2"), config("1"), "data: Forbidden: field is immutable when `immutable` is set"),
+        (
+            "v1",
+            "ConfigMap",
+            json!({"data": {"a": "1"}}),
+            config("1"),
+            "immutable: Forbidden: field is immutable when `immutable` is set",
+        ),
+        ("v1", "Secret", json!({"type": "b"}), json!({"type": "a"}), "type: Invalid value: \"b\": field is immutable"),
+        (
+            "v1",
+            "Node",
+            json!({"spec": {"podCIDRs": ["10.0.1.0/24"]}}),
+            json!({"spec": {"podCIDRs": ["10.0.0.0/24"]}}),
+            "spec.podCIDRs: Forbidden: node updates may not change podCIDR except from \"\" to valid",
+        ),
+        (
+            "v1",
+            "Service",
+            json!({"spec": {"type": "ClusterIP", "clusterIP": "10.0.0.2", "clusterIPs": ["10.0.0.2"]}}),
+            json!({"spec": {"type": "ClusterIP", "clusterIP": "10.0.0.1", "clusterIPs": ["10.0.0.1"]}}),
+            "spec.clusterIPs[0]: Invalid value: [\"10.0.0.2\"]: primary clusterIP can not be changed",
+        ),
+        (
+            "discovery.k8s.io/v1",
+            "EndpointSlice",
+            json!({"addressType": "IPv6"}),
+            json!({"addressType": "IPv4"}),
+            "addressType: Invalid value: \"IPv6\": field is immutable",
+        ),
+    ];
+    for (api_version, kind, new, old, expected) in cases {
+        assert_eq!(updated(api_version, kind, new, &old).1, expected, "{kind}");
+    }
+}
+
+#[test]
+fn a_service_keeps_what_it_was_given() {
+    use serde_json::json;
+
+    let old = json!({"spec": {
+        "type": "NodePort", "clusterIP": "10.0.0.1", "clusterIPs": ["10.0.0.1"], "externalTrafficPolicy": "Cluster",
+        "ipFamilies": ["IPv4"], "ipFamilyPolicy": "SingleStack", "ports": [{"port": 80, "protocol": "TCP", "nodePort": 30080}],
+    }});
+    let ports = json!([{"port": 80, "protocol": "TCP"}]);
+    let (new, error) = updated("v1", "Service", json!({"spec": {"type": "NodePort", "ports": ports}}), &old);
+    assert_eq!((error.as_str(), &new["spec"]["clusterIPs"]), ("", &json!(["10.0.0.1"])));
+    assert_eq!(new["spec"]["ports"][0]["nodePort"], 30080);
+    let mut changed = old.clone();
+    changed["spec"]["type"] = "ClusterIP".into();
+    let (new, _) = updated("v1", "Service", changed.clone(), &old);
+    assert_eq!((new["spec"]["ports"][0].get("nodePort"), new["spec"].get("externalTrafficPolicy")), (None, None));
+    changed["spec"]["type"] = "ExternalName".into();
+    let (new, error) = updated("v1", "Service", changed, &old);
+    assert_eq!((error.as_str(), new["spec"].get("clusterIP"), new["spec"].get("clusterIPs")), ("", None, None));
+}
+
+#[test]
+fn namespaces_carry_their_name_and_their_finalizer() {
+    let object = serde_json::json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "a"}});
+    let namespace = created(object).expect("valid");
+    assert_eq!(namespace["metadata"]["labels"]["kubernetes.io/metadata.name"], "a");
+    assert_eq!(namespace["spec"]["finalizers"][0], "kubernetes");
+    assert_eq!(namespace["status"]["phase"], "Active");
+}
+
+#[test]
+fn more_objects_are_refused_in_upstreams_words() {
+    use serde_json::json;
+
+    let service = |spec: Value| json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "s"}, "spec": spec});
+    let secret = |kind: &str| json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s"}, "type": kind});
+    let slice = |address: &str| json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "metadata": {"name": "s"}, "addressType": "IPv4", "endpoints": [{"addresses": [address]}]});
+    let cases = [
+        (service(json!({"ports": [{"port": 1}, {"port": 2}]})), "spec.ports[0].name: Required value"),
+        (
+            service(json!({"ports": [{"port": 0}]})),
+            "spec.ports[0].port: Invalid value: 0: must be between 1 and 65535, inclusive",
+        ),
+        (
+            service(json!({"ports": [{"port": 1, "nodePort": 30000}]})),
+            "spec.ports[0].nodePort: Forbidden: may not be used when `type` is 'ClusterIP'",
+        ),
+        (service(json!({"type": "ExternalName"})), "spec.externalName: Required value"),
+        (
+            service(json!({"type": "NodePort", "clusterIP": "None", "ports": [{"port": 1}]})),
+            "spec.clusterIPs[0]: Invalid value: \"None\": may not be set to 'None' for NodePort services",
+        ),
+        (
+            service(json!({"clusterIP": "x", "ports": [{"port": 1}]})),
+            "spec.clusterIPs[0]: Invalid value: \"x\": must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)",
+        ),
+        (secret("kubernetes.io/tls"), "data[tls.crt]: Required value"),
+        (secret("kubernetes.io/dockerconfigjson"), "data[.dockerconfigjson]: Required value"),
+        (
+            slice("127.0.0.1"),
+            "endpoints[0].addresses[0]: Invalid value: \"127.0.0.1\": may not be in the loopback range (127.0.0.0/8, ::1/128)",
+        ),
+        (
+            json!({"apiVersion": "v1", "kind": "Event", "metadata": {"name": "e"}, "involvedObject": {"namespace": "x"}}),
+            "involvedObject.namespace: Invalid value: \"x\": does not match event.namespace",
+        ),
+        (
+            json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": "l"}, "spec": {"leaseDurationSeconds": 0}}),
+            "spec.leaseDurationSeconds: Invalid value: 0: must be greater than 0",
+        ),
+        (
+            json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n"}, "spec": {"taints": [{"key": "a", "effect": "X"}]}}),
+            "spec.taints[0].effect: Unsupported value: \"X\": supported values: \"NoExecute\", \"NoSchedule\", \"PreferNoSchedule\"",
+        ),
+    ];
+    for (object, expected) in cases {
+        let status = created(object.clone()).expect_err("invalid");
+        let first = status.details.and_then(|details| details.causes.into_iter().next()).expect("a cause");
+        assert_eq!(format!("{}: {}", first.field, first.message), expected, "{object}");
     }
 }

@@ -1,6 +1,6 @@
 //! What all kinds with a pod template have in common: status, selector, template.
 
-use crate::api::kinds::{HookContext, pod};
+use crate::api::kinds::pod;
 use crate::api::object::{Object, ObjectExt};
 use crate::api::selector::Selector;
 use crate::api::status::FieldError;
@@ -23,16 +23,6 @@ pub(in crate::api::kinds) fn default_template(object: &mut Object, path: &[&str]
 /// A new object has the status that its controller has not written yet.
 pub(in crate::api::kinds) fn reset_status(object: &mut Object, status: Value) {
     object.set(&["status"], status);
-}
-
-/// Only the `status` subresource writes status.
-pub(in crate::api::kinds) fn keep_status(context: &HookContext, new: &mut Object, old: &Object) {
-    if context.subresource.is_empty() {
-        match old.get("status") {
-            Some(status) => new.set(&["status"], status.clone()),
-            None => drop(new.unset(&["status"])),
-        }
-    }
 }
 
 /// `spec.selector`: there, valid, and not empty.

@@ -1,6 +1,6 @@
 //! Strategies of Deployments, ReplicaSets, StatefulSets, DaemonSets and replication controllers.
 
-use super::replicas::{SPEC, default_template, immutable, keep_status, no_status, reset_status, selector, template};
+use super::replicas::{SPEC, default_template, immutable, no_status, reset_status, selector, template};
 use crate::api::kinds::{HookContext, Strategy, pod};
 use crate::api::object::{Object, ObjectExt};
 use crate::api::selector::Selector;
@@ -24,9 +24,6 @@ impl Strategy for DeploymentStrategy {
     }
     fn prepare_create(&self, _context: &HookContext, object: &mut Object) {
         reset_status(object, no_status());
-    }
-    fn prepare_update(&self, context: &HookContext, new: &mut Object, old: &Object) {
-        keep_status(context, new, old);
     }
 
     fn validate(&self, _context: &HookContext, object: &Object) -> Vec<FieldError> {
@@ -116,9 +113,6 @@ impl Strategy for ReplicaSetStrategy {
     fn prepare_create(&self, _context: &HookContext, object: &mut Object) {
         reset_status(object, json!({"replicas": 0}));
     }
-    fn prepare_update(&self, context: &HookContext, new: &mut Object, old: &Object) {
-        keep_status(context, new, old);
-    }
     fn validate(&self, _context: &HookContext, object: &Object) -> Vec<FieldError> {
         let mut errors = Errors::new();
         let spec = spec_of(object);
@@ -161,9 +155,6 @@ impl Strategy for ReplicationControllerStrategy {
     fn prepare_create(&self, _context: &HookContext, object: &mut Object) {
         reset_status(object, json!({"replicas": 0}));
     }
-    fn prepare_update(&self, context: &HookContext, new: &mut Object, old: &Object) {
-        keep_status(context, new, old);
-    }
     fn validate(&self, _context: &HookContext, object: &Object) -> Vec<FieldError> {
         let mut errors = Errors::new();
         let spec = spec_of(object);
@@ -198,9 +189,6 @@ impl Strategy for DaemonSetStrategy {
     fn prepare_create(&self, _context: &HookContext, object: &mut Object) {
         let zeros = ["currentNumberScheduled", "numberMisscheduled", "desiredNumberScheduled", "numberReady"];
         reset_status(object, zeros.into_iter().map(|field| (field.to_owned(), Value::from(0))).collect());
-    }
-    fn prepare_update(&self, context: &HookContext, new: &mut Object, old: &Object) {
-        keep_status(context, new, old);
     }
     fn validate(&self, _context: &HookContext, object: &Object) -> Vec<FieldError> {
         let mut errors = Errors::new();
@@ -257,9 +245,6 @@ impl Strategy for StatefulSetStrategy {
     }
     fn prepare_create(&self, _context: &HookContext, object: &mut Object) {
         reset_status(object, json!({"replicas": 0, "availableReplicas": 0}));
-    }
-    fn prepare_update(&self, context: &HookContext, new: &mut Object, old: &Object) {
-        keep_status(context, new, old);
     }
     fn validate(&self, _context: &HookContext, object: &Object) -> Vec<FieldError> {
         let mut errors = Errors::new();

@@ -1,6 +1,6 @@
 //! Horizontal pod autoscalers. v1 is judged as the v2 object it is stored as.
 
-use crate::api::kinds::apps::replicas::{SPEC, keep_status, reset_status};
+use crate::api::kinds::apps::replicas::{SPEC, reset_status};
 use crate::api::kinds::{Convert, HookContext, Strategy};
 use crate::api::object::{Object, ObjectExt};
 use crate::api::status::FieldError;
@@ -23,9 +23,6 @@ impl Strategy for AutoscalerStrategy {
     fn prepare_create(&self, _context: &HookContext, object: &mut Object) {
         reset_status(object, json!({"desiredReplicas": 0, "currentMetrics": null}));
     }
-    fn prepare_update(&self, context: &HookContext, new: &mut Object, old: &Object) {
-        keep_status(context, new, old);
-    }
     fn validate(&self, _context: &HookContext, object: &Object) -> Vec<FieldError> {
         autoscaler(object)
     }
@@ -36,9 +33,6 @@ pub(in crate::api::kinds) struct AutoscalerV1Strategy;
 impl Strategy for AutoscalerV1Strategy {
     fn prepare_create(&self, _context: &HookContext, object: &mut Object) {
         reset_status(object, json!({"currentReplicas": 0, "desiredReplicas": 0}));
-    }
-    fn prepare_update(&self, context: &HookContext, new: &mut Object, old: &Object) {
-        keep_status(context, new, old);
     }
     fn validate(&self, _context: &HookContext, object: &Object) -> Vec<FieldError> {
         let mut newer = object.clone();

@@ -1,6 +1,6 @@
 //! Jobs and CronJobs.
 
-use crate::api::kinds::apps::replicas::{SPEC, default_template, immutable, keep_status, no_status, reset_status};
+use crate::api::kinds::apps::replicas::{SPEC, default_template, immutable, no_status, reset_status};
 use crate::api::kinds::{HookContext, Strategy, pod};
 use crate::api::object::{Object, ObjectExt};
 use crate::api::status::FieldError;
@@ -43,10 +43,6 @@ impl Strategy for JobStrategy {
         if job.at(&["spec", "selector"]).is_none() {
             job.set(&["spec", "selector"], json!({"matchLabels": {"batch.kubernetes.io/controller-uid": uid}}));
         }
-    }
-
-    fn prepare_update(&self, context: &HookContext, new: &mut Object, old: &Object) {
-        keep_status(context, new, old);
     }
 
     fn validate(&self, _context: &HookContext, job: &Object) -> Vec<FieldError> {
@@ -146,9 +142,6 @@ impl Strategy for CronJobStrategy {
     }
     fn prepare_create(&self, _context: &HookContext, object: &mut Object) {
         reset_status(object, no_status());
-    }
-    fn prepare_update(&self, context: &HookContext, new: &mut Object, old: &Object) {
-        keep_status(context, new, old);
     }
     fn validate(&self, _context: &HookContext, object: &Object) -> Vec<FieldError> {
         let mut errors = Errors::new();

@@ -33,9 +33,6 @@ impl Strategy for NamespaceStrategy {
                 None => drop(new.unset(&["spec", "finalizers"])),
             }
         }
-        if context.subresource != "status" {
-            new.set(&["status"], old.get("status").cloned().unwrap_or_default());
-        }
     }
 
     fn validate(&self, _context: &HookContext, namespace: &Object) -> Vec<FieldError> {

@@ -28,12 +28,6 @@ impl Strategy for NodeStrategy {
         }
     }
 
-    fn prepare_update(&self, context: &HookContext, new: &mut Object, old: &Object) {
-        if context.subresource.is_empty() {
-            new.set(&["status"], old.get("status").cloned().unwrap_or_default());
-        }
-    }
-
     fn validate(&self, _context: &HookContext, node: &Object) -> Vec<FieldError> {
         let mut errors = Errors::new();
         let none = Value::Null;

@@ -38,10 +38,7 @@ impl Strategy for ServiceStrategy {
         default_families(spec);
     }
 
-    fn prepare_update(&self, context: &HookContext, new: &mut Object, old: &Object) {
-        if context.subresource.is_empty() {
-            new.set(&["status"], old.get("status").cloned().unwrap_or_else(|| json!({"loadBalancer": {}})));
-        }
+    fn prepare_update(&self, _context: &HookContext, new: &mut Object, old: &Object) {
         let (none, Some(spec)) = (Value::Null, new.get_mut("spec").filter(|spec| spec.is_object())) else { return };
         let old = old.get("spec").unwrap_or(&none);
         drop_what_the_type_has_not(spec, old);

@@ -1,6 +1,6 @@
 //! Ingresses and network policies.
 
-use crate::api::kinds::apps::replicas::{SPEC, keep_status, reset_status};
+use crate::api::kinds::apps::replicas::{SPEC, reset_status};
 use crate::api::kinds::{HookContext, Strategy};
 use crate::api::object::{Object, ObjectExt};
 use crate::api::status::FieldError;
@@ -13,9 +13,6 @@ pub(in crate::api::kinds) struct IngressStrategy;
 impl Strategy for IngressStrategy {
     fn prepare_create(&self, _context: &HookContext, ingress: &mut Object) {
         reset_status(ingress, json!({"loadBalancer": {}}));
-    }
-    fn prepare_update(&self, context: &HookContext, new: &mut Object, old: &Object) {
-        keep_status(context, new, old);
     }
     fn validate(&self, _context: &HookContext, ingress: &Object) -> Vec<FieldError> {
         let mut errors = Errors::new();

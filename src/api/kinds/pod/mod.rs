@@ -42,15 +42,12 @@ impl Strategy for PodStrategy {
     }
 
     fn prepare_update(&self, context: &HookContext, new: &mut Object, old: &Object) {
-        match context.subresource {
-            "status" => update::keep_qos(new, old),
-            "ephemeralcontainers" => update::keep_all_but_ephemeral(new, old),
-            "resize" => update::keep_all_but_resources(new, old),
-            _ => new.set(&["status"], old.get("status").cloned().unwrap_or_else(|| json!({}))),
+        if context.subresource == "status" {
+            update::keep_qos(new, old);
         }
     }
 
-    fn validate(&self, context: &HookContext, pod: &Object) -> Vec<FieldError> {
+    fn validate(&self, _context: &HookContext, pod: &Object) -> Vec<FieldError> {
         let mut errors = Errors::new();
         let none = Value::Null;
         let spec = pod.get("spec").unwrap_or(&none);
@@ -60,12 +57,15 @@ impl Strategy for PodStrategy {
             let why = "cannot be set until all schedulingGates have been cleared";
             errors.push(FieldError::forbidden("spec.nodeName", why));
         }
-        // An object that has a revision is an update, whose rules are in `validate_update`.
-        let is_new = pod.resource_version().is_empty() && context.subresource.is_empty();
-        if is_new && !list(spec, "ephemeralContainers").is_empty() {
-            errors.push(FieldError::forbidden("spec.ephemeralContainers", "cannot be set on create"));
-        }
         errors
+    }
+
+    fn validate_create(&self, _context: &HookContext, pod: &Object) -> Vec<FieldError> {
+        let ephemeral = pod.get("spec").map(|spec| list(spec, "ephemeralContainers")).unwrap_or_default();
+        if ephemeral.is_empty() {
+            return Errors::new();
+        }
+        vec![FieldError::forbidden("spec.ephemeralContainers", "cannot be set on create")]
     }
 
     fn validate_update(&self, context: &HookContext, new: &Object, old: &Object) -> Vec<FieldError> {

@@ -4,7 +4,7 @@ use crate::api::object::{Object, ObjectExt};
 use crate::api::status::FieldError;
 use crate::api::validation::check::{Errors, list, required};
 use crate::api::validation::{Path, same};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 const CHANGEABLE: &str = "pod updates may not change fields other than `spec.containers[*].image`,`spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,`spec.tolerations` (only additions to existing tolerations),`spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it was previously negative)";
 
@@ -12,39 +12,6 @@ const CHANGEABLE: &str = "pod updates may not change fields other than `spec.con
 pub(super) fn keep_qos(new: &mut Object, old: &Object) {
     if let Some(class) = old.at(&["status", "qosClass"]) {
         new.set(&["status", "qosClass"], class.clone());
-    }
-}
-
-pub(super) fn keep_all_but_ephemeral(new: &mut Object, old: &Object) {
-    let ephemeral = new.unset(&["spec", "ephemeralContainers"]);
-    keep_spec_and_status(new, old);
-    match ephemeral {
-        Some(containers) => new.set(&["spec", "ephemeralContainers"], containers),
-        None => drop(new.unset(&["spec", "ephemeralContainers"])),
-    }
-}
-
-pub(super) fn keep_all_but_resources(new: &mut Object, old: &Object) {
-    let wanted = new.get("spec").cloned().unwrap_or_default();
-    keep_spec_and_status(new, old);
-    for field in ["initContainers", "containers"] {
-        let containers = new.get_mut("spec").and_then(|spec| spec.get_mut(field)).and_then(Value::as_array_mut);
-        for container in containers.into_iter().flatten() {
-            let same_name = |one: &&Value| one.get("name") == container.get("name");
-            let Some(wanted) = list(&wanted, field).iter().find(same_name) else { continue };
-            for part in ["resources", "resizePolicy"] {
-                match wanted.get(part) {
-                    Some(value) => container.set(&[part], value.clone()),
-                    None => drop(container.unset(&[part])),
-                }
-            }
-        }
-    }
-}
-
-fn keep_spec_and_status(new: &mut Object, old: &Object) {
-    for part in ["spec", "status"] {
-        new.set(&[part], old.get(part).cloned().unwrap_or_else(|| json!({})));
     }
 }
 

@@ -1,6 +1,6 @@
 //! Disruption budgets, priority classes, leases: small kinds with a rule or two.
 
-use crate::api::kinds::apps::replicas::{SPEC, keep_status, reset_status};
+use crate::api::kinds::apps::replicas::{SPEC, reset_status};
 use crate::api::kinds::{HookContext, Strategy};
 use crate::api::object::{Object, ObjectExt};
 use crate::api::status::FieldError;
@@ -14,9 +14,6 @@ impl Strategy for BudgetStrategy {
     fn prepare_create(&self, _context: &HookContext, budget: &mut Object) {
         let zeros = ["disruptionsAllowed", "currentHealthy", "desiredHealthy", "expectedPods"];
         reset_status(budget, zeros.into_iter().map(|field| (field.to_owned(), json!(0))).collect());
-    }
-    fn prepare_update(&self, context: &HookContext, new: &mut Object, old: &Object) {
-        keep_status(context, new, old);
     }
     fn validate(&self, _context: &HookContext, budget: &Object) -> Vec<FieldError> {
         let mut errors = Errors::new();
@@ -99,9 +96,6 @@ pub(in crate::api::kinds) struct StatusStrategy {
 impl Strategy for StatusStrategy {
     fn prepare_create(&self, _context: &HookContext, object: &mut Object) {
         reset_status(object, json!({}));
-    }
-    fn prepare_update(&self, context: &HookContext, new: &mut Object, old: &Object) {
-        keep_status(context, new, old);
     }
     fn has_generation(&self) -> bool {
         self.generation

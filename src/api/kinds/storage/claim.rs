@@ -1,6 +1,6 @@
 //! Persistent volumes, their claims, and storage classes.
 
-use crate::api::kinds::apps::replicas::{SPEC, keep_status, reset_status};
+use crate::api::kinds::apps::replicas::{SPEC, reset_status};
 use crate::api::kinds::{HookContext, Strategy};
 use crate::api::object::{Object, ObjectExt};
 use crate::api::quantity::Quantity;
@@ -16,9 +16,6 @@ pub(in crate::api::kinds) struct ClaimStrategy;
 impl Strategy for ClaimStrategy {
     fn prepare_create(&self, _context: &HookContext, claim: &mut Object) {
         reset_status(claim, json!({"phase": "Pending"}));
-    }
-    fn prepare_update(&self, context: &HookContext, new: &mut Object, old: &Object) {
-        keep_status(context, new, old);
     }
     fn validate(&self, _context: &HookContext, claim: &Object) -> Vec<FieldError> {
         let mut errors = Errors::new();
@@ -69,7 +66,6 @@ impl Strategy for VolumeStrategy {
         reset_status(volume, json!({"phase": "Pending", "lastPhaseTransitionTime": now}));
     }
     fn prepare_update(&self, context: &HookContext, new: &mut Object, old: &Object) {
-        keep_status(context, new, old);
         let phase = ["status", "phase"];
         if context.subresource == "status" && new.str_at(&phase) != old.str_at(&phase) {
             let now = crate::clock::rfc3339(context.now);
@@ -166,9 +162,6 @@ pub(in crate::api::kinds) struct AttachmentStrategy;
 impl Strategy for AttachmentStrategy {
     fn prepare_create(&self, _context: &HookContext, attachment: &mut Object) {
         reset_status(attachment, json!({"attached": false}));
-    }
-    fn prepare_update(&self, context: &HookContext, new: &mut Object, old: &Object) {
-        keep_status(context, new, old);
     }
     fn validate(&self, _context: &HookContext, attachment: &Object) -> Vec<FieldError> {
         let mut errors = Errors::new();
