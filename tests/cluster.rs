@@ -3,5 +3,9 @@
 
 #[path = "cluster/deployment.rs"]
 mod deployment;
+#[path = "cluster/nodes.rs"]
+mod nodes;
+#[path = "cluster/ownership.rs"]
+mod ownership;
 #[path = "cluster/world.rs"]
 mod world;

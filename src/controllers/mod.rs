@@ -5,6 +5,7 @@ mod deployment;
 mod endpoints;
 mod garbage;
 mod namespace;
+mod node;
 mod owners;
 mod replicaset;
 mod runner;
@@ -66,6 +67,7 @@ pub fn run_all(config: &ControllerConfig, client: Client, informers: Informers, 
     start(tree, "replicaset", replicaset::Controller::new(&tools));
     start(tree, "endpoint slices", endpoints::slices::Controller::new(&tools));
     start(tree, "endpoints", endpoints::legacy::Controller::new(&tools));
+    start(tree, "node lifecycle", node::Controller::new(&tools, config.node_grace_s));
     let garbage = garbage::run(tools.clone(), config.kinds.clone(), tree.shutdown());
     tree.spawn("garbage collector", garbage);
 }

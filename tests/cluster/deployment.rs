@@ -19,7 +19,7 @@ fn available(objects: &[Value], count: i64) -> bool {
         one.int_at(&["status", "availableReplicas"]) == Some(count)
             && one.int_at(&["status", "updatedReplicas"]) == Some(count)
             && one.int_at(&["status", "replicas"]) == Some(count)
-            && one.int_at(&["status", "observedGeneration"]).unwrap_or(0) == one.generation()
+            && one.int_at(&["status", "observedGeneration"]) == Some(one.generation())
     })
 }
 

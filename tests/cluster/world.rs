@@ -2,7 +2,7 @@
 
 use edgelet::api::kinds::Kinds;
 use edgelet::api::object::ObjectExt;
-use edgelet::client::{Client, EVENTS, Informers, Item, Local, NAMESPACES, NODES, PODS, Resource, SERVICEACCOUNTS};
+use edgelet::client::{Client, EVENTS, Informers, Local, NAMESPACES, NODES, PODS, Resource};
 use edgelet::clock::Clock;
 use edgelet::controllers::{self, ControllerConfig};
 use edgelet::registry::{DeleteOptions, ListOptions, PatchType, Registry, RegistryConfig};
@@ -134,15 +134,4 @@ async fn kubelets(client: Client, informers: Informers, clock: Clock) {
             let _ = client.patch(PODS, &namespace, &name, "status", PatchType::Merge, json!({"status": status})).await;
         }
     }
-}
-
-#[allow(dead_code)]
-pub fn item(object: &Value) -> Item {
-    Item(object.to_string().into())
-}
-
-/// A ServiceAccount `default`, for clusters without its controller.
-#[allow(dead_code)]
-pub async fn service_account(world: &World) {
-    world.create(SERVICEACCOUNTS, "default", json!({"metadata": {"name": "default"}})).await;
 }

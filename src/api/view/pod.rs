@@ -297,3 +297,17 @@ impl Pod {
         matches!(self.status.phase.as_str(), "Succeeded" | "Failed")
     }
 }
+
+impl Toleration {
+    /// Whether it lets the pod stay with this taint.
+    pub fn tolerates(&self, taint: &super::node::Taint) -> bool {
+        let effect = self.effect.is_empty() || self.effect == taint.effect;
+        let key = self.key.is_empty() || self.key == taint.key;
+        let value = match self.operator.as_str() {
+            "" | "Equal" => self.value == taint.value,
+            "Exists" => true,
+            _ => false,
+        };
+        effect && key && value
+    }
+}

@@ -13,14 +13,5 @@ pub fn filter(cycle: &Cycle, node: &NodeInfo) -> Vec<Rejection> {
 }
 
 pub fn tolerated(tolerations: &[Toleration], taint: &Taint) -> bool {
-    tolerations.iter().any(|toleration| {
-        let effect = toleration.effect.is_empty() || toleration.effect == taint.effect;
-        let key = toleration.key.is_empty() || toleration.key == taint.key;
-        let value = match toleration.operator.as_str() {
-            "" | "Equal" => toleration.value == taint.value,
-            "Exists" => true,
-            _ => false,
-        };
-        effect && key && value
-    })
+    tolerations.iter().any(|toleration| toleration.tolerates(taint))
 }

@@ -1,0 +1,253 @@
+//! Watches over nodes: silence becomes Unknown conditions and taints, taints evict pods, pods of lost nodes go.
+
+mod eviction;
+mod health;
+
+use super::runner::{Reconcile, Source};
+use super::{Tools, seconds_until};
+use crate::api::status::Result;
+use crate::api::view::node::{Lease, Node};
+use crate::client::events::Type;
+use crate::client::informer::{Change, Scope};
+use crate::client::{EventRecorder, Informer, Item, LEASES, NODES, ObjectRef, PODS};
+use crate::clock::rfc3339;
+use crate::registry::{DeleteOptions, PatchType};
+use eviction::{PodFacts, Stay, stay};
+use futures_util::future::BoxFuture;
+use jiff::Timestamp;
+use serde_json::{Value, json};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+const LEASE_NAMESPACE: &str = "kube-node-lease";
+/// How long a node must be gone before its pods are.
+const QUARANTINE: Duration = Duration::from_secs(40);
+/// Name of the index of pods by node.
+const BY_NODE: &str = "node";
+
+/// What was seen of a node and when, by our own clock: boards' clocks differ.
+struct Seen {
+    uid: String,
+    sign_of_life: String,
+    at: Timestamp,
+    /// Since when it has had NoExecute taints.
+    tainted: Option<Timestamp>,
+}
+
+pub struct Controller {
+    tools: Tools,
+    recorder: EventRecorder,
+    grace: Duration,
+    nodes: Informer,
+    leases: Informer,
+    pods: Informer,
+    seen: Mutex<HashMap<String, Seen>>,
+    /// When nodes that pods name were first missed.
+    missing: Mutex<HashMap<String, Timestamp>>,
+}
+
+impl Controller {
+    pub fn new(tools: &Tools, grace_s: u64) -> (Arc<Self>, Vec<Source>) {
+        let nodes = tools.informers.all(NODES);
+        let scope = Scope { namespace: LEASE_NAMESPACE.to_owned(), ..Scope::default() };
+        let (leases, pods) = (tools.informers.get(LEASES, scope), tools.informers.all(PODS));
+        pods.index(BY_NODE, node_of);
+        let of_lease = |change: &Change| {
+            let name = change.key.rsplit('/').next().unwrap_or_default();
+            vec![format!("/{name}")]
+        };
+        let sources = vec![Source::own(&nodes), Source::new(&leases, of_lease), Source::new(&pods, node_of_placed)];
+        let controller = Self {
+            tools: tools.clone(),
+            recorder: tools.recorder("node-controller"),
+            grace: Duration::from_secs(grace_s),
+            nodes,
+            leases,
+            pods,
+            seen: Mutex::default(),
+            missing: Mutex::default(),
+        };
+        (Arc::new(controller), sources)
+    }
+
+    async fn sync(&self, key: &str) -> Result<Option<Duration>> {
+        let name = key.trim_start_matches('/');
+        let Some(item) = self.nodes.by_key(key) else {
+            self.seen.lock().expect("no panic while locked").remove(name);
+            return self.clear_missing(name).await;
+        };
+        self.missing.lock().expect("no panic while locked").remove(name);
+        let node: Node = item.view()?;
+        let now = self.tools.clock.now();
+        let (last_sign, tainted) = self.observe(&node, now)?;
+        let left = seconds_until(last_sign, self.grace, now);
+        let silent = now.duration_since(last_sign) >= self.grace.try_into().unwrap_or_default();
+        let taints = health::taints(&node, silent, now);
+        if let Some(taints) = &taints {
+            // The revision guards taints that people set meanwhile.
+            let patch = json!({"metadata": {"resourceVersion": node.metadata.resource_version},
+                "spec": {"taints": health::taints_value(taints)}});
+            self.tools.client.patch(NODES, "", name, "", PatchType::Merge, patch).await?;
+        }
+        if silent {
+            self.doubt(&node, now).await?;
+        }
+        let taints = taints.as_ref().unwrap_or(&node.spec.taints);
+        let next = self.evict(name, taints, tainted.unwrap_or(now), now).await?;
+        Ok([(!silent).then_some(left), next].into_iter().flatten().min())
+    }
+
+    /// When the node last gave a sign of life, and since when it has had NoExecute taints.
+    fn observe(&self, node: &Node, now: Timestamp) -> Result<(Timestamp, Option<Timestamp>)> {
+        let name = &node.metadata.name;
+        let lease: Option<Lease> = self.leases.get(LEASE_NAMESPACE, name).map(|item| item.view()).transpose()?;
+        let renewed = lease.and_then(|lease| lease.spec.renew_time).unwrap_or_default();
+        let mut all = self.seen.lock().expect("no panic while locked");
+        let new = !all.get(name).is_some_and(|seen| seen.uid == node.metadata.uid);
+        if new {
+            let uid = node.metadata.uid.clone();
+            all.insert(name.clone(), Seen { uid, sign_of_life: renewed.clone(), at: now, tainted: None });
+            let about = ObjectRef::new("v1", "Node", &node.metadata);
+            let message = format!("Node {name} event: Registered Node {name} in Controller");
+            self.recorder.event(&about, Type::Normal, "RegisteredNode", message);
+        }
+        let seen = all.get_mut(name).expect("inserted above");
+        if seen.sign_of_life != renewed {
+            (seen.sign_of_life, seen.at) = (renewed, now);
+        }
+        let evicts = node.spec.taints.iter().any(|taint| taint.effect == "NoExecute");
+        seen.tainted = evicts.then(|| seen.tainted.unwrap_or(now));
+        Ok((seen.at, seen.tainted))
+    }
+
+    /// Writes Unknown conditions, and that the node's pods are not ready.
+    async fn doubt(&self, node: &Node, now: Timestamp) -> Result<()> {
+        let name = &node.metadata.name;
+        let conditions = health::unknown_conditions(node, now);
+        if !conditions.is_empty() {
+            let patch = json!({"status": {"conditions": conditions}});
+            self.tools.client.patch(NODES, "", name, "status", PatchType::Strategic, patch).await?;
+            let about = ObjectRef::new("v1", "Node", &node.metadata);
+            let message = format!("Node {name} status is now: NodeNotReady");
+            self.recorder.event(&about, Type::Normal, "NodeNotReady", message);
+        }
+        for pod in self.pods_on(name).into_iter().filter(PodFacts::is_ready) {
+            let condition = json!({"type": "Ready", "status": "False", "lastTransitionTime": rfc3339(now)});
+            self.patch_pod_status(&pod, json!({"conditions": [condition]})).await?;
+            let about = ObjectRef::new("v1", "Pod", &pod.metadata);
+            self.recorder.event(&about, Type::Warning, "NodeNotReady", "Node is not ready");
+        }
+        Ok(())
+    }
+
+    /// Evicts what may not stay; when the next pod's time is up.
+    async fn evict(
+        &self,
+        name: &str,
+        taints: &[crate::api::view::node::Taint],
+        since: Timestamp,
+        now: Timestamp,
+    ) -> Result<Option<Duration>> {
+        if !taints.iter().any(|taint| taint.effect == "NoExecute") {
+            return Ok(None);
+        }
+        let mut next: Option<Duration> = None;
+        for pod in self.pods_on(name).iter().filter(|pod| !pod.metadata.is_deleting() && !pod.has_ended()) {
+            match stay(pod, taints, since) {
+                Stay::Forever => {}
+                Stay::Until(end) if end > now => {
+                    let left = Duration::try_from(end.duration_since(now)).unwrap_or_default();
+                    next = Some(next.map_or(left, |known| known.min(left)));
+                }
+                Stay::Until(_) | Stay::Over => {
+                    let key = pod.metadata.key();
+                    let about = ObjectRef::new("v1", "Pod", &pod.metadata);
+                    let message = format!("Marking for deletion Pod {key}");
+                    self.recorder.event(&about, Type::Normal, "TaintManagerEviction", message);
+                    let why =
+                        disruption("DeletionByTaintManager", "Taint manager: deleting due to NoExecute taint", now);
+                    self.patch_pod_status(pod, json!({"conditions": [why]})).await?;
+                    self.delete_pod(pod, None).await?;
+                }
+            }
+        }
+        Ok(next)
+    }
+
+    /// Pods of a node that has been gone for a while, for certain, are deleted without a node to end them.
+    async fn clear_missing(&self, name: &str) -> Result<Option<Duration>> {
+        let pods = self.pods_on(name);
+        let now = self.tools.clock.now();
+        if name.is_empty() || pods.is_empty() {
+            self.missing.lock().expect("no panic while locked").remove(name);
+            return Ok(None);
+        }
+        let since = *self.missing.lock().expect("no panic while locked").entry(name.to_owned()).or_insert(now);
+        if now.duration_since(since) < QUARANTINE.try_into().unwrap_or_default() {
+            return Ok(Some(seconds_until(since, QUARANTINE, now)));
+        }
+        match self.tools.client.get(NODES, "", name).await {
+            Err(error) if error.is_not_found() => {}
+            found => return found.map(|_| None),
+        }
+        for pod in &pods {
+            if !pod.has_ended() {
+                let why = disruption("DeletionByPodGC", "PodGC: node no longer exists", now);
+                self.patch_pod_status(pod, json!({"phase": "Failed", "conditions": [why]})).await?;
+            }
+            self.delete_pod(pod, Some(0)).await?;
+        }
+        Ok(None)
+    }
+
+    fn pods_on(&self, node: &str) -> Vec<PodFacts> {
+        self.pods.by_index(BY_NODE, node).into_iter().filter_map(|item| item.view().ok()).collect()
+    }
+
+    async fn patch_pod_status(&self, pod: &PodFacts, status: Value) -> Result<()> {
+        let (meta, client) = (&pod.metadata, &self.tools.client);
+        let patch = json!({"metadata": {"uid": meta.uid}, "status": status});
+        match client.patch(PODS, &meta.namespace, &meta.name, "status", PatchType::Strategic, patch).await {
+            // Gone, or another pod by now.
+            Err(error) if !error.is_not_found() && !error.is_conflict() => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    async fn delete_pod(&self, pod: &PodFacts, grace_s: Option<i64>) -> Result<()> {
+        let meta = &pod.metadata;
+        let options = DeleteOptions { uid: Some(meta.uid.clone()), grace_s, ..DeleteOptions::default() };
+        match self.tools.client.delete(PODS, &meta.namespace, &meta.name, &options).await {
+            Err(error) if !error.is_not_found() && !error.is_conflict() => Err(error),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn disruption(reason: &str, message: &str, now: Timestamp) -> Value {
+    json!({"type": "DisruptionTarget", "status": "True", "reason": reason, "message": message,
+        "lastTransitionTime": rfc3339(now)})
+}
+
+fn node_of(item: &Item) -> Vec<String> {
+    let node = item.view::<PodFacts>().map(|pod| pod.spec.node_name).unwrap_or_default();
+    (!node.is_empty()).then_some(node).into_iter().collect()
+}
+
+/// The node of a pod that was placed, or whose tolerations changed; other changes of pods mean nothing here.
+fn node_of_placed(change: &Change) -> Vec<String> {
+    let spec = |item: &Option<Item>| item.as_ref()?.view::<PodFacts>().ok().map(|pod| pod.spec);
+    match spec(&change.new) {
+        Some(new) if !new.node_name.is_empty() && spec(&change.old).as_ref() != Some(&new) => {
+            vec![format!("/{}", new.node_name)]
+        }
+        _ => Vec::new(),
+    }
+}
+
+impl Reconcile for Controller {
+    fn reconcile<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Option<Duration>>> {
+        Box::pin(self.sync(key))
+    }
+}
