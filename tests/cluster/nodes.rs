@@ -105,7 +105,13 @@ async fn a_pod_waits_for_room_and_says_why() {
 #[tokio::test(start_paused = true)]
 async fn a_pod_of_higher_priority_makes_room_for_itself() {
     let world = World::new(&["one"]).await;
-    let spec = |priority: i64| json!({"priority": priority, "containers": [{"name": "c", "image": "i:1", "resources": {"requests": {"cpu": "3"}}}]});
+    for (name, value) in [("low", 1), ("high", 1000)] {
+        world.create(PRIORITYCLASSES, "", json!({"metadata": {"name": name}, "value": value})).await;
+    }
+    let spec = |class: &str| {
+        json!({"priorityClassName": class,
+            "containers": [{"name": "c", "image": "i:1", "resources": {"requests": {"cpu": "3"}}}]})
+    };
     world.create(PODS, "default", pod("low", spec("low"))).await;
     world.until("runs", PODS, |pods| pods.iter().any(|pod| condition(pod, "Ready") == "True")).await;
     world.create(PODS, "default", pod("high", spec("high"))).await;
