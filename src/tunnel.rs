@@ -9,6 +9,8 @@
 //! 0 stdin, 1 stdout, 2 stderr, 3 error (a `Status`, ends the stream), 4 resize (`{"Width","Height"}`),
 //! 255 close of the channel named by the payload's one byte.
 
+pub mod frames;
+
 use crate::sys::Stream;
 use futures_util::future::BoxFuture;
 use std::collections::HashMap;

@@ -2,7 +2,7 @@
 
 #[path = "node/network.rs"]
 mod network;
-#[path = "node/services.rs"]
-mod services;
 #[path = "node/runtime.rs"]
 mod runtime;
+#[path = "node/services.rs"]
+mod services;

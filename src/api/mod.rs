@@ -12,3 +12,6 @@ pub mod status;
 pub mod table;
 pub mod validation;
 pub mod view;
+
+/// The Kubernetes version whose API this is.
+pub const KUBERNETES: &str = "1.36.2";

@@ -1,6 +1,7 @@
 //! What says that the server lives, is ready, which version it is and which paths it has.
 
 use super::{ApiServer, discovery, respond};
+use crate::api::KUBERNETES;
 use crate::apiserver::query::Query;
 use axum::response::Response;
 use http::StatusCode;
@@ -8,8 +9,6 @@ use serde_json::{Value, json};
 use std::fmt::Write;
 use std::time::Duration;
 
-/// The Kubernetes version whose API this is.
-const KUBERNETES: &str = "1.36.2";
 const STORE_CHECK_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// One named check; the error is for the log, never for the client.

@@ -8,7 +8,7 @@ use crate::api::view::meta::Meta;
 use crate::api::view::pod::Pod;
 use crate::clock::{Clock, rfc3339};
 use crate::registry::PatchType;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde_json::json;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -105,10 +105,13 @@ struct Source {
 
 async fn write_all(client: Client, clock: Clock, source: Source, mut reports: mpsc::Receiver<Report>) {
     let mut correlator = Correlator::default();
+    let mut last = Timestamp::MIN;
     while let Some(report) = reports.recv().await {
         if let Some(series) = correlator.observe(report, clock.now()) {
             let key = series.key;
-            match write(&client, &source, series, clock.now()).await {
+            // An Event's name carries its time: no two may have the same, however coarse the clock is.
+            last = clock.now().max(last.saturating_add(SignedDuration::from_nanos(1)).unwrap_or(Timestamp::MAX));
+            match write(&client, &source, series, last).await {
                 Ok(name) => correlator.written(key, name),
                 Err(error) => tracing::debug!(%error, "event not written"),
             }

@@ -76,6 +76,7 @@ async fn pull(kubelet: &Kubelet, pod: &SharedPod, image: &str, about: &ObjectRef
                 pulled.size_bytes
             );
             kubelet.events.event(about, Type::Normal, "Pulled", text);
+            kubelet.node_changed.notify_one();
             Ok(pulled)
         }
         Err(error) => {

@@ -3,18 +3,23 @@
 
 mod condition;
 mod container;
+mod difference;
 mod dns;
 mod downward;
 mod env;
 mod hook;
 mod image;
+mod log;
 mod memory;
+pub mod node_status;
 mod operation;
 mod plan;
 mod probe;
 mod references;
 mod resources;
 mod security;
+pub mod server;
+mod stats;
 mod status;
 mod volume;
 mod worker;
@@ -34,7 +39,7 @@ use status::Host;
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::{Id, JoinSet};
@@ -86,6 +91,11 @@ pub struct Kubelet {
     pulls: Semaphore,
     starts: Semaphore,
     started_at: Timestamp,
+    node_written_at: Mutex<Option<Timestamp>>,
+    /// The node's images have changed.
+    node_changed: Notify,
+    /// Something has happened to a container; followers of logs look again.
+    runtime_changed: Notify,
 }
 
 /// One worker as the kubelet holds it.
@@ -118,6 +128,9 @@ impl Kubelet {
             pulls: Semaphore::new(PULLS_LIMIT),
             starts: Semaphore::new(STARTS_LIMIT),
             started_at: clock.now(),
+            node_written_at: Mutex::default(),
+            node_changed: Notify::new(),
+            runtime_changed: Notify::new(),
             config,
             client,
             runtime,
@@ -147,7 +160,10 @@ impl Kubelet {
         loop {
             tokio::select! {
                 change = changes.next() => fleet.change(change),
-                Some(event) = runtime_events.recv() => fleet.wake(&event.pod_uid),
+                Some(event) = runtime_events.recv() => {
+                    fleet.wake(&event.pod_uid);
+                    self.runtime_changed.notify_waiters();
+                }
                 Some(ended) = fleet.tasks.join_next_with_id() => fleet.ended(ended),
             }
         }
@@ -270,3 +286,6 @@ fn revision(text: &str) -> u64 {
 
 /// A pod as verbs in flight share it.
 type SharedPod = Arc<Pod>;
+
+#[cfg(test)]
+mod tests;

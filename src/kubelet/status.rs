@@ -28,6 +28,8 @@ pub struct Shown<'a> {
     pub started: bool,
     pub ready: bool,
     record: Option<&'a ContainerStatus>,
+    /// Of the instance before, while there is none in the runtime.
+    old_id: String,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -144,7 +146,8 @@ fn show<'a>(facts: &Facts<'a>, plan: &Plan, role: Role, container: &'a Container
         _ => running.is_some_and(probed),
     };
     let restart_count = newest.map_or_else(|| old.map_or(0, |old| old.restart_count), |record| record.attempt);
-    Shown { role, container, state, last, restart_count, started, ready, record: newest }
+    let old_id = old.map(|old| old.container_id.clone()).unwrap_or_default();
+    Shown { role, container, state, last, restart_count, started, ready, record: newest, old_id }
 }
 
 fn old_status<'a>(facts: &Facts<'a>, name: &str) -> Option<&'a crate::api::view::pod::ContainerStatus> {
@@ -245,18 +248,23 @@ fn unknown_end(code: i32) -> Value {
     })
 }
 
-/// The last state of a container that the runtime has forgotten.
+/// The last state of a container whose former instance the runtime has forgotten.
 fn lost_state(
     records: &[&ContainerStatus],
     state: &State,
     old: Option<&crate::api::view::pod::ContainerStatus>,
 ) -> Option<Value> {
-    let old = old.filter(|_| records.is_empty() && matches!(state, State::Waiting(_)))?;
-    if old.state.get("running").is_some() {
-        return Some(unknown_end(UNKNOWN_EXIT_CODE));
+    let old = old.filter(|old| !old.container_id.is_empty())?;
+    let same = match records.first() {
+        Some(newest) => old.container_id.ends_with(&newest.id),
+        None => !matches!(state, State::Waiting(_)),
+    };
+    let last = old.last_state.get("terminated").cloned();
+    match (same, old.state.get("running"), old.state.get("terminated")) {
+        (true, _, _) => last,
+        (false, Some(_), _) => Some(unknown_end(UNKNOWN_EXIT_CODE)),
+        (false, None, ended) => ended.cloned().or(last),
     }
-    let ended = old.state.get("terminated").or_else(|| old.last_state.get("terminated"));
-    ended.cloned()
 }
 
 impl Shown<'_> {
@@ -281,6 +289,9 @@ impl Shown<'_> {
             "lastState": self.last.as_ref().map_or_else(|| json!({}), |last| json!({"terminated": last})),
         });
         let fields = value.as_object_mut().expect("made as an object");
+        if self.record.is_none() && !self.old_id.is_empty() {
+            fields.insert("containerID".into(), json!(self.old_id));
+        }
         if let Some(record) = self.record {
             fields.insert("containerID".into(), json!(format!("{}{}", super::CONTAINER_ID_SCHEME, record.id)));
             self.add_spec_facts(fields);

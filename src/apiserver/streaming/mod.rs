@@ -2,7 +2,6 @@
 //! Finds the target, then hands the bytes through; the kubelet's protocol is in `tunnel`.
 
 mod exec;
-pub(crate) mod frames;
 mod log;
 mod portforward;
 mod proxy;
@@ -12,6 +11,7 @@ use super::{ApiServer, Call, rest};
 use crate::api::kinds::Kind;
 use crate::api::status::{Result, Status};
 use crate::apiserver::body;
+use crate::tunnel::frames;
 use axum::body::Body;
 use axum::response::Response;
 use bytes::Bytes;

@@ -1,13 +1,13 @@
 //! Over a real socket: TLS, certificates, the remote client, and streams to a kubelet at the other end of a pipe.
 
 use super::*;
-use crate::apiserver::streaming::frames;
 use crate::client::kubeconfig::Access;
 use crate::client::remote::Remote;
 use crate::client::{CONFIGMAPS, WatchEvent};
 use crate::registry::ListOptions;
 use crate::supervise::Tree;
 use crate::tunnel::Pipe;
+use crate::tunnel::frames;
 use futures_util::{SinkExt, StreamExt};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;

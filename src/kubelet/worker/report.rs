@@ -1,5 +1,6 @@
 //! What a worker tells others: the pod's status, Events about waiting; and what probes tell the worker.
 
+use super::super::difference::differs;
 use super::super::memory::{Condemned, Operation, Role, find_container};
 use super::super::operation::about;
 use super::super::plan::full_name;
@@ -12,10 +13,10 @@ use crate::api::view::pod::Container;
 use crate::client::events::Type;
 use crate::runtime::ContainerStatus;
 use jiff::SignedDuration;
-use serde_json::{Map, Value};
+use serde_json::Value;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-/// A pod that only just begins is not written: most are Running before this.
+/// A pod that only just begins is not written: most are ready before this.
 const PENDING_HOLD_MS: i64 = 250;
 /// A deleted pod is written when its sandbox is released, or after this.
 const ENDING_HOLD_MS: i64 = 1000;
@@ -85,7 +86,8 @@ impl Worker {
     }
 
     fn hold_ms(&self, pod: &Pod, status: &Value, next: &Plan) -> i64 {
-        let begins = self.written.is_none() && next.waiting.is_empty() && status["phase"] == "Pending";
+        let ready = self.memory.conditions.iter().any(|one| one.r#type == "Ready" && one.status == "True");
+        let begins = self.written.is_none() && next.waiting.is_empty() && !ready && status["phase"] != "Failed";
         let young = self.kubelet.clock.now().duration_since(self.seen_at).as_millis() < i128::from(PENDING_HOLD_MS);
         let ends = pod.is_terminating() && !self.memory.stopped && self.sandbox.is_some();
         match () {
@@ -250,54 +252,4 @@ fn hash(status: &Value) -> u64 {
     let mut hasher = DefaultHasher::new();
     status.to_string().hash(&mut hasher);
     hasher.finish()
-}
-
-/// Whether what is held lacks something of what is wanted. Conditions of others do not count; null is absent.
-fn differs(wanted: &Value, held: &Value) -> bool {
-    match (wanted, held) {
-        (Value::Object(wanted), Value::Object(held)) => wanted.iter().any(|(key, value)| match key.as_str() {
-            "conditions" => conditions_differ(value, held),
-            _ => differs(value, held.get(key).unwrap_or(&Value::Null)),
-        }),
-        (Value::Array(wanted), Value::Array(held)) => {
-            wanted.len() != held.len() || wanted.iter().zip(held).any(|(wanted, held)| differs(wanted, held))
-        }
-        (Value::Object(wanted), Value::Null) => wanted.values().any(|value| differs(value, &Value::Null)),
-        (Value::Array(wanted), Value::Null) => !wanted.is_empty(),
-        (wanted, held) => wanted != held,
-    }
-}
-
-fn conditions_differ(wanted: &Value, held: &Map<String, Value>) -> bool {
-    let held = held.get("conditions").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
-    let wanted = wanted.as_array().map(Vec::as_slice).unwrap_or_default();
-    wanted.iter().any(|one| {
-        let same = held.iter().find(|held| held["type"] == one["type"]);
-        same.is_none_or(|held| differs(one, held))
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::json;
-
-    #[test]
-    fn only_what_is_ours_is_compared() {
-        let held = json!({"phase": "Running", "conditions": [
-            {"type": "x/y", "status": "True"}, {"type": "Ready", "status": "True", "reason": ""}],
-            "containerStatuses": [{"name": "a", "lastState": {}}]});
-        for (wanted, want) in [
-            (json!({"phase": "Running", "reason": null}), false),
-            (json!({"phase": "Failed"}), true),
-            (json!({"conditions": [{"type": "Ready", "status": "True"}]}), false),
-            (json!({"conditions": [{"type": "Ready", "status": "False"}]}), true),
-            (json!({"conditions": [{"type": "New", "status": "False"}]}), true),
-            (json!({"containerStatuses": [{"name": "a", "lastState": {}}]}), false),
-            (json!({"containerStatuses": []}), true),
-            (json!({"initContainerStatuses": []}), false),
-        ] {
-            assert_eq!(differs(&wanted, &held), want, "{wanted}");
-        }
-    }
 }

@@ -1,4 +1,4 @@
-//! The frames that run between server and kubelet once a stream is upgraded (see `tunnel`).
+//! The frames that run between server and kubelet once a stream is upgraded (see the parent).
 
 use bytes::{BufMut, Bytes, BytesMut};
 use std::io;

@@ -1,0 +1,339 @@
+//! The Node object and its Lease: registers the node, keeps its status true, says that it lives.
+//! The Lease is the heartbeat; the status is written only when it has changed, so that an idle node writes nothing.
+
+use super::Kubelet;
+use super::difference::differs;
+use super::memory::after;
+use crate::api::KUBERNETES;
+use crate::api::object::ObjectExt;
+use crate::api::quantity::Quantity;
+use crate::api::status::Result;
+use crate::client::informer::Scope;
+use crate::client::{Informers, LEASES, NODES};
+use crate::clock::rfc3339_micro;
+use crate::registry::PatchType;
+use crate::supervise::Shutdown;
+use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+const LEASE_NAMESPACE: &str = "kube-node-lease";
+const LEASE_DURATION_S: i64 = 40;
+/// Facts other than conditions (images, capacity) are written no more often.
+const REWRITE_AFTER_S: i64 = 30;
+const HEARTBEAT: Duration = Duration::from_secs(10);
+/// The API server's first answers may take a moment.
+const RETRY: Duration = Duration::from_millis(500);
+const PODS_LIMIT: i64 = 110;
+const KUBELET_PORT: u16 = 10250;
+const IMAGES_LIMIT: usize = 50;
+/// Upstream's eviction signals.
+const MEMORY_LOW_BYTES: u64 = 100 << 20;
+const DISK_LOW_PERCENT: u64 = 10;
+
+/// What the kernel says about this machine now.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Machine {
+    pub cpus: i64,
+    pub memory_bytes: u64,
+    pub memory_available_bytes: u64,
+    pub disk_bytes: u64,
+    pub disk_available_bytes: u64,
+}
+
+impl Machine {
+    /// Reads `/proc` and the file system that `state` is on.
+    pub fn observe(state: &Path) -> Self {
+        let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+        let disk = rustix::fs::statvfs(state).or_else(|_| rustix::fs::statvfs("/")).ok();
+        let bytes =
+            |blocks: fn(&rustix::fs::StatVfs) -> u64| disk.as_ref().map_or(0, |disk| blocks(disk) * disk.f_frsize);
+        let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        Self {
+            cpus: i64::try_from(cpus).unwrap_or(1),
+            memory_bytes: meminfo_bytes(&meminfo, "MemTotal"),
+            memory_available_bytes: meminfo_bytes(&meminfo, "MemAvailable"),
+            disk_bytes: bytes(|disk| disk.f_blocks),
+            disk_available_bytes: bytes(|disk| disk.f_bavail),
+        }
+    }
+
+    /// `status.capacity`.
+    pub fn capacity(&self) -> BTreeMap<String, Quantity> {
+        BTreeMap::from([
+            ("cpu".to_owned(), Quantity::from_units(self.cpus)),
+            ("memory".to_owned(), Quantity::from_bytes(self.memory_bytes)),
+            ("ephemeral-storage".to_owned(), Quantity::from_bytes(self.disk_bytes)),
+            ("pods".to_owned(), Quantity::from_units(PODS_LIMIT)),
+        ])
+    }
+
+    /// `status.allocatable`: what is left when the eviction thresholds are kept free.
+    pub fn allocatable(&self) -> BTreeMap<String, Quantity> {
+        let mut left = self.capacity();
+        let memory = self.memory_bytes.saturating_sub(MEMORY_LOW_BYTES);
+        let disk = self.disk_bytes - self.disk_bytes / 100 * DISK_LOW_PERCENT;
+        left.insert("memory".to_owned(), Quantity::from_bytes(memory));
+        left.insert("ephemeral-storage".to_owned(), Quantity::from_bytes(disk));
+        left
+    }
+
+    fn conditions(&self) -> [(&'static str, bool, &'static str, &'static str); 4] {
+        let memory = self.memory_available_bytes < MEMORY_LOW_BYTES;
+        let disk = self.disk_available_bytes < self.disk_bytes / 100 * DISK_LOW_PERCENT;
+        [
+            if memory {
+                ("MemoryPressure", true, "KubeletHasInsufficientMemory", "kubelet has insufficient memory available")
+            } else {
+                ("MemoryPressure", false, "KubeletHasSufficientMemory", "kubelet has sufficient memory available")
+            },
+            if disk {
+                ("DiskPressure", true, "KubeletHasDiskPressure", "kubelet has disk pressure")
+            } else {
+                ("DiskPressure", false, "KubeletHasNoDiskPressure", "kubelet has no disk pressure")
+            },
+            ("PIDPressure", false, "KubeletHasSufficientPID", "kubelet has sufficient PID available"),
+            ("Ready", true, "KubeletReady", "kubelet is posting ready status"),
+        ]
+    }
+}
+
+fn meminfo_bytes(meminfo: &str, name: &str) -> u64 {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    let kibibytes = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+    kibibytes.unwrap_or(0) << 10
+}
+
+/// Registers the node and keeps it until shutdown.
+pub async fn run(kubelet: Arc<Kubelet>, informers: Informers, shutdown: Shutdown) {
+    tokio::select! {
+        () = shutdown.requested() => {}
+        () = keep(kubelet, informers) => {}
+    }
+}
+
+async fn keep(kubelet: Arc<Kubelet>, informers: Informers) {
+    while let Err(error) = register(&kubelet).await {
+        tracing::debug!(%error, "register node failed; retrying");
+        kubelet.clock.sleep(RETRY).await;
+    }
+    let name = &kubelet.config.node_name;
+    let own = Scope { field_selector: format!("metadata.name={name}"), ..Scope::default() };
+    let mut changes = informers.get(NODES, own).subscribe();
+    let mut timer = tokio::time::interval(HEARTBEAT);
+    timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        let outcome = tokio::select! {
+            _ = timer.tick() => match renew_lease(&kubelet).await {
+                Ok(()) => sync(&kubelet).await,
+                failed => failed,
+            },
+            () = kubelet.node_changed.notified() => sync(&kubelet).await,
+            change = changes.next() => match change.new {
+                Some(_) => sync(&kubelet).await,
+                None => register(&kubelet).await,
+            },
+        };
+        if let Err(error) = outcome {
+            tracing::warn!(node = name, %error, "keep node failed; retrying at the next heartbeat");
+        }
+    }
+}
+
+/// Makes the Node, or takes over the one that is there: its labels and its status.
+async fn register(kubelet: &Kubelet) -> Result<()> {
+    let name = &kubelet.config.node_name;
+    let labels = labels(kubelet);
+    match kubelet.client.get(NODES, "", name).await {
+        Ok(item) => {
+            let node = item.object()?;
+            if labels.iter().any(|(key, value)| node.label(key) != value.as_str()) {
+                let patch = json!({"metadata": {"labels": labels}});
+                kubelet.client.patch(NODES, "", name, "", PatchType::Merge, patch).await?;
+            }
+        }
+        Err(error) if error.is_not_found() => {
+            let node = json!({
+                "apiVersion": "v1", "kind": "Node",
+                "metadata": {"name": name, "labels": labels, "annotations":
+                    {"volumes.kubernetes.io/controller-managed-attach-detach": "true"}},
+                "spec": {},
+                "status": status(kubelet, &Value::Null).await,
+            });
+            match kubelet.client.create(NODES, "", node).await {
+                Err(error) if error.is_already_exists() => {}
+                other => drop(other?),
+            }
+        }
+        Err(error) => return Err(error),
+    }
+    sync(kubelet).await?;
+    renew_lease(kubelet).await
+}
+
+fn labels(kubelet: &Kubelet) -> Map<String, Value> {
+    let name = kubelet.config.node_name.as_str();
+    let known = [
+        ("kubernetes.io/hostname", name),
+        ("kubernetes.io/os", "linux"),
+        ("kubernetes.io/arch", architecture()),
+        ("beta.kubernetes.io/os", "linux"),
+        ("beta.kubernetes.io/arch", architecture()),
+    ];
+    let known = known.into_iter().map(|(key, value)| (key.to_owned(), json!(value)));
+    known.chain(kubelet.config.labels.iter().map(|(key, value)| (key.clone(), json!(value)))).collect()
+}
+
+/// As container images name architectures.
+fn architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        "x86" => "386",
+        other => other,
+    }
+}
+
+/// Writes the status if the API holds another one. Where only facts differ that were written just now (the API
+/// may keep them otherwise), it waits; a condition that somebody else has changed is mended at once.
+async fn sync(kubelet: &Kubelet) -> Result<()> {
+    let name = &kubelet.config.node_name;
+    let node = kubelet.client.get(NODES, "", name).await?.object()?;
+    let held = node.get("status").cloned().unwrap_or_default();
+    let wanted = status(kubelet, &held).await;
+    if !differs(&wanted, &held) || !kubelet.may_write_node(conditions_differ(&wanted, &held)) {
+        return Ok(());
+    }
+    let patch = json!({"status": wanted});
+    kubelet.client.patch(NODES, "", name, "status", PatchType::Strategic, patch).await.map(drop)
+}
+
+fn conditions_differ(wanted: &Value, held: &Value) -> bool {
+    differs(&json!({"conditions": wanted["conditions"]}), held)
+}
+
+impl Kubelet {
+    fn may_write_node(&self, urgent: bool) -> bool {
+        let now = self.clock.now();
+        let mut last = self.node_written_at.lock().expect("no panic while it is locked");
+        let due = last.is_none_or(|at| after(at, REWRITE_AFTER_S) <= now);
+        if urgent || due {
+            *last = Some(now);
+        }
+        urgent || due
+    }
+}
+
+/// `held` gives the times of conditions that stay as they are.
+async fn status(kubelet: &Kubelet, held: &Value) -> Value {
+    let config = &kubelet.config;
+    let machine = Machine::observe(&config.log_directory);
+    let addresses = config.node_ips.iter().map(|ip| json!({"type": "InternalIP", "address": ip.to_string()}));
+    let hostname = json!({"type": "Hostname", "address": config.node_name});
+    let quantities = |map: &BTreeMap<String, Quantity>| -> Map<String, Value> {
+        map.iter().map(|(name, quantity)| (name.clone(), json!(quantity.to_string()))).collect()
+    };
+    json!({
+        "addresses": addresses.chain([hostname]).collect::<Value>(),
+        "capacity": quantities(&config.capacity),
+        "allocatable": quantities(&config.allocatable),
+        "conditions": conditions(&machine, held, &kubelet.clock.now_rfc3339()),
+        "daemonEndpoints": {"kubeletEndpoint": {"Port": KUBELET_PORT}},
+        "images": images(kubelet).await,
+        "nodeInfo": node_info(&kubelet.runtime.version()),
+    })
+}
+
+fn conditions(machine: &Machine, held: &Value, now: &str) -> Value {
+    let held = held["conditions"].as_array().cloned().unwrap_or_default();
+    let one = |(r#type, holds, reason, message): (&str, bool, &str, &str)| {
+        let status = if holds { "True" } else { "False" };
+        let same = held.iter().find(|old| old["type"] == r#type && old["status"] == status);
+        let since = same.and_then(|old| old["lastTransitionTime"].as_str()).unwrap_or(now);
+        json!({"type": r#type, "status": status, "reason": reason, "message": message,
+            "lastHeartbeatTime": now, "lastTransitionTime": since})
+    };
+    machine.conditions().into_iter().map(one).collect()
+}
+
+async fn images(kubelet: &Kubelet) -> Value {
+    let mut images = kubelet.runtime.images().await.unwrap_or_default();
+    images.sort_by(|one, other| other.size_bytes.cmp(&one.size_bytes).then_with(|| one.id.cmp(&other.id)));
+    let shown = images.iter().take(IMAGES_LIMIT).filter(|image| !image.names.is_empty());
+    shown.map(|image| json!({"names": image.names, "sizeBytes": image.size_bytes})).collect()
+}
+
+fn node_info(runtime_version: &str) -> Value {
+    let read = |path: &str| std::fs::read_to_string(path).map(|text| text.trim().to_owned()).unwrap_or_default();
+    let release = read("/etc/os-release");
+    let pretty = release.lines().find_map(|line| line.strip_prefix("PRETTY_NAME=")).unwrap_or("Linux");
+    let machine_id = read("/etc/machine-id");
+    let product = read("/sys/class/dmi/id/product_uuid");
+    json!({
+        "machineID": machine_id,
+        "systemUUID": if product.is_empty() { machine_id.clone() } else { product },
+        "bootID": read("/proc/sys/kernel/random/boot_id"),
+        "kernelVersion": read("/proc/sys/kernel/osrelease"),
+        "osImage": pretty.trim_matches('"'),
+        "containerRuntimeVersion": runtime_version,
+        "kubeletVersion": format!("v{KUBERNETES}+edgelet-{}", env!("CARGO_PKG_VERSION")),
+        "kubeProxyVersion": "",
+        "operatingSystem": "linux",
+        "architecture": architecture(),
+    })
+}
+
+async fn renew_lease(kubelet: &Kubelet) -> Result<()> {
+    let name = &kubelet.config.node_name;
+    let now = rfc3339_micro(kubelet.clock.now());
+    let renewal = json!({"spec": {"holderIdentity": name, "renewTime": now}});
+    match kubelet.client.patch(LEASES, LEASE_NAMESPACE, name, "", PatchType::Merge, renewal).await {
+        Err(error) if error.is_not_found() => {}
+        other => return other.map(drop),
+    }
+    let node = kubelet.client.get(NODES, "", name).await?.object()?;
+    let lease = json!({
+        "apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
+        "metadata": {"name": name, "namespace": LEASE_NAMESPACE, "ownerReferences":
+            [{"apiVersion": "v1", "kind": "Node", "name": name, "uid": node.uid()}]},
+        "spec": {"holderIdentity": name, "leaseDurationSeconds": LEASE_DURATION_S, "renewTime": now},
+    });
+    kubelet.client.create(LEASES, LEASE_NAMESPACE, lease).await.map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_read_in_bytes() {
+        let text = "MemTotal:        2048 kB\nMemFree: 1 kB\nMemAvailable:    1024 kB\n";
+        assert_eq!((meminfo_bytes(text, "MemTotal"), meminfo_bytes(text, "MemAvailable")), (2 << 20, 1 << 20));
+        assert_eq!(meminfo_bytes(text, "Mem"), 0);
+    }
+
+    #[test]
+    fn pressure_and_transition_times() {
+        let disk_bytes = 100 << 30;
+        let mut machine = Machine {
+            cpus: 4,
+            memory_bytes: 1 << 30,
+            memory_available_bytes: 1 << 29,
+            disk_bytes,
+            disk_available_bytes: disk_bytes,
+        };
+        let first = json!({"conditions": conditions(&machine, &Value::Null, "then")});
+        let later = json!({"conditions": conditions(&machine, &first, "now")});
+        assert!(!differs(&later, &first));
+        assert_eq!(later["conditions"][3]["lastTransitionTime"], "then");
+        assert_eq!(later["conditions"][3]["lastHeartbeatTime"], "now");
+        machine.memory_available_bytes = 50 << 20;
+        let low = json!({"conditions": conditions(&machine, &first, "now")});
+        assert!(differs(&low, &first));
+        assert_eq!(low["conditions"][0]["reason"], "KubeletHasInsufficientMemory");
+        assert_eq!(low["conditions"][0]["lastTransitionTime"], "now");
+        assert_eq!(machine.allocatable()["memory"], Quantity::from_bytes((1 << 30) - MEMORY_LOW_BYTES));
+    }
+}
