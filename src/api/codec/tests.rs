@@ -147,6 +147,7 @@ impl Message {
         self.bytes(tag, inner.0)
     }
 
+    #[allow(clippy::cast_possible_truncation, reason = "seven bits fit a byte")]
     fn varint(&mut self, mut number: u64) {
         while number >= 0x80 {
             self.0.push((number & 0x7f) as u8 | 0x80);
@@ -270,4 +271,32 @@ fn protobuf_round_trips() {
         let decoded = decode(MediaType::Protobuf, &body, Some(schema), api_version, kind, FieldValidation::Strict);
         assert_eq!(decoded.expect("accepted").object, object, "{}", case["recorded"]);
     }
+}
+
+/// Damaged bodies are refused or read, whatever byte is wrong; nothing panics.
+#[test]
+fn damaged_bodies_do_no_harm() {
+    use base64::Engine;
+    let cases = include_str!("../../../tests/data/scheme/protobuf.json");
+    let cases: Vec<Value> = serde_json::from_str(cases).expect("test data");
+    let mut refused = 0;
+    for case in cases {
+        let (api_version, kind) = (case["apiVersion"].as_str().expect("text"), case["kind"].as_str().expect("text"));
+        let schema = scheme::find_kind(api_version, kind);
+        let protobuf = case["body"].as_str().expect("text");
+        let protobuf = base64::engine::general_purpose::STANDARD.decode(protobuf).expect("base64");
+        let json = case["decoded"].to_string().into_bytes();
+        for (media, body) in [(MediaType::Protobuf, protobuf), (MediaType::Json, json.clone()), (MediaType::Yaml, json)]
+        {
+            for at in 0..body.len() {
+                let mut damaged = body.clone();
+                damaged[at] = [0x80, b'"', 0x7f, b'['][at % 4];
+                for body in [&damaged[..], &body[..at]] {
+                    let result = decode(media, body, schema, api_version, kind, FieldValidation::Strict);
+                    refused += usize::from(result.is_err());
+                }
+            }
+        }
+    }
+    assert!(refused > 1000, "{refused}");
 }

@@ -1,11 +1,6 @@
 //! OpenAPI documents, compressed when edgelet was built: read-only data, no heap until one is sent.
 //! Definitions of CRDs are appended as further gzip members; the v2 protobuf merges so by itself.
 
-/// What clients accept that want version 2 in protobuf.
-pub const V2_PROTOBUF_ACCEPTED: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
-/// What it is served as: Go refuses the `@` in a Content-Type.
-pub const V2_PROTOBUF_TYPE: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
-
 /// One document.
 #[derive(Debug)]
 pub struct Document {
@@ -26,7 +21,8 @@ pub fn v2_json() -> &'static Document {
     &data::V2_JSON
 }
 
-/// `/openapi/v2` as `V2_PROTOBUF_TYPE`.
+/// `/openapi/v2` as `application/com.github.proto-openapi.spec.v2.v1.0+protobuf`: clients ask for it with `@v1.0`,
+/// but Go refuses an `@` in a Content-Type.
 pub fn v2_protobuf() -> &'static Document {
     &data::V2_PROTOBUF
 }

@@ -21,7 +21,7 @@ pub fn write(facts: &Facts, descriptions: &Descriptions, out: &Path) {
     let mut rust = String::new();
     let packages = packages(facts);
     let v2 = definitions(facts, &packages, descriptions, Version::V2);
-    let mut save = |name: &str, content: &[u8]| {
+    let save = |name: &str, content: &[u8]| {
         std::fs::write(out.join(name), compress(content)).expect("OUT_DIR is writable");
         let bytes = format!("include_bytes!(concat!(env!(\"OUT_DIR\"), \"/{name}\"))");
         format!("Document {{ path: {{PATH}}, hash: \"{:016X}\", gzip: {bytes} }}", hash(content))

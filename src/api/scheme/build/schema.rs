@@ -77,11 +77,10 @@ pub fn definitions(
         let required = one.fields.iter().filter(|(_, field)| field.required);
         schema.required = required.map(|(name, _)| name.clone()).collect();
         let has = |field: &str| one.fields.contains_key(field);
-        if has("kind") && has("apiVersion") && has("metadata") {
-            if let Some((group, version)) = packages.get(package) {
-                let gvk = Json::Array(vec![group_version_kind(group, version, short)]);
-                schema.extensions.push(("x-kubernetes-group-version-kind".to_owned(), gvk));
-            }
+        let is_object = has("kind") && has("apiVersion") && has("metadata");
+        if let Some((group, version)) = packages.get(package).filter(|_| is_object) {
+            let gvk = Json::Array(vec![group_version_kind(group, version, short)]);
+            schema.extensions.push(("x-kubernetes-group-version-kind".to_owned(), gvk));
         }
         if one.atomic {
             schema.extensions.push(("x-kubernetes-map-type".to_owned(), Json::text("atomic")));
