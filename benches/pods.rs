@@ -56,6 +56,7 @@ async fn run() {
         &bench.remote.raw(reqwest::Method::GET, "/edgelet/v1/trace/default/row-10", None).await.unwrap(),
     )
     .unwrap();
+    let steps: Vec<Step> = serde_json::from_value(answer["steps"].clone()).unwrap();
     for step in &steps {
         let since = (step.at - steps[0].at).total(jiff::Unit::Microsecond).unwrap() / 1e3;
         println!("    {since:>7.1} ms  {}: {}", step.room, step.what);

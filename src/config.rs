@@ -53,7 +53,7 @@ pub struct Typed {
     /// Name of the pod bridge [default: edge0]
     #[arg(long, value_name = "NAME")]
     pub bridge: Option<String>,
-    /// Cgroup under which pods live [default: the top]
+    /// Cgroup under which pods live [default: edgelet]
     #[arg(long, value_name = "PATH")]
     pub cgroup_root: Option<String>,
     /// Registries that speak plain HTTP, HOST:PORT
@@ -181,7 +181,7 @@ impl Typed {
             listen,
             tls_san: self.tls_san,
             node_name: node_name(self.node_name)?,
-            node_ip: self.node_ip.unwrap_or_else(default_ip),
+            node_ip: self.node_ip.unwrap_or_else(|| default_ip(cluster_cidr.nth(1))),
             node_labels: labels(&self.node_label)?,
             pod_cidr: format!("{}/{}", cluster_cidr.base(), cluster_cidr.prefix().max(24)),
             cluster_cidr,
@@ -190,7 +190,7 @@ impl Typed {
             cluster_domain: self.cluster_domain.unwrap_or_else(|| "cluster.local".into()),
             nftables_table: if bridge == "edge0" { "edgelet".into() } else { format!("edgelet-{bridge}") },
             bridge,
-            cgroup_root: self.cgroup_root.unwrap_or_default().trim_matches('/').to_owned(),
+            cgroup_root: self.cgroup_root.unwrap_or_else(|| "edgelet".into()).trim_matches('/').to_owned(),
             insecure_registries: self.insecure_registry,
             kubeconfig: self.write_kubeconfig.unwrap_or_else(|| data_directory.join("kubeconfig")),
             data_directory,
@@ -222,14 +222,20 @@ fn labels(typed: &[String]) -> Result<Vec<(String, String)>, ConfigError> {
     typed.iter().map(split).collect()
 }
 
-/// The source address the kernel would use towards the outside; nothing is sent.
-fn default_ip() -> IpAddr {
+/// This machine's address: the one the kernel would use towards the outside (nothing is sent), else any
+/// that is not loopback; without a network at all, the bridge's own, so that the board still serves.
+fn default_ip(bridge_ip: Ipv4Addr) -> IpAddr {
     let probe = || {
         let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
         socket.connect((Ipv4Addr::new(198, 51, 100, 1), 9)).ok()?;
         Some(socket.local_addr().ok()?.ip())
     };
-    probe().unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST))
+    let interface = || {
+        let addresses =
+            nix::ifaddrs::getifaddrs().ok()?.filter_map(|one| one.address?.as_sockaddr_in().map(|one| one.ip()));
+        addresses.into_iter().find(|ip| !ip.is_loopback() && !ip.is_link_local()).map(IpAddr::V4)
+    };
+    probe().filter(|ip| !ip.is_loopback()).or_else(interface).unwrap_or(IpAddr::V4(bridge_ip))
 }
 
 /// When the clock is plainly wrong (a board without a battery), certificates must not be dated by it.

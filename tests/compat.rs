@@ -144,3 +144,67 @@ fn the_newest_kubectl_rolls_a_deployment_out_and_back_and_looks_inside() {
     delete(&board, &kubectl);
     board.end();
 }
+
+/// `kill -9` of edgelet at random moments of rollouts: pods live on, nothing restarts, nothing leaks,
+/// nothing acknowledged is lost. `EDGELET_KILLS` sets how often, `EDGELET_SEED` repeats a run.
+#[test]
+fn killed_at_random_moments_it_loses_nothing() {
+    if !harness::can_run() {
+        return;
+    }
+    let Some(kubectl) = harness::tool("kubectl-1.37") else { return };
+    let number =
+        |name: &str, default: u64| std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default);
+    let (kills, seed) = (number("EDGELET_KILLS", 3), number("EDGELET_SEED", u64::from(std::process::id())));
+    eprintln!("EDGELET_SEED={seed} EDGELET_KILLS={kills}");
+    let mut random = fastrand::Rng::with_seed(seed);
+    let mut board = board("kill");
+    board.apply(&kubectl, MANIFEST);
+    board.kubectl(&kubectl, &["rollout", "status", "deployment/web", "--timeout=60s"]);
+    for round in 0..kills {
+        let image = if round % 2 == 0 { "web=localhost/busybox:v2" } else { "web=localhost/busybox:v1" };
+        board.kubectl(&kubectl, &["set", "image", "deployment/web", image]);
+        let acknowledged = format!("acknowledged-{round}");
+        board.kubectl(&kubectl, &["create", "configmap", &acknowledged, "--from-literal=a=b"]);
+        std::thread::sleep(std::time::Duration::from_millis(random.u64(0..1500)));
+        let before = board.shims();
+        board.kill();
+        let after = board.shims();
+        assert!(before.iter().all(|pid| after.contains(pid)), "round {round}: a pod ended with the server");
+        board.boot();
+        board.kubectl(&kubectl, &["get", "configmap", &acknowledged]);
+        board.kubectl(&kubectl, &["rollout", "status", "deployment/web", "--timeout=90s"]);
+    }
+    let restarts = board.kubectl(
+        &kubectl,
+        &["get", "pods", "-o", "jsonpath={range .items[*]}{.status.containerStatuses[0].restartCount} {end}"],
+    );
+    assert!(restarts.split_whitespace().all(|count| count == "0"), "restarts: {restarts}");
+    let want = 3;
+    board.until("old pods are gone", || board.shims().len() == want);
+    delete(&board, &kubectl);
+    board.end();
+}
+
+/// SIGTERM and a new start: the same processes go on, and Services answer in between.
+#[test]
+fn pods_and_services_outlive_a_restart_of_the_server() {
+    if !harness::can_run() {
+        return;
+    }
+    let Some(kubectl) = harness::tool("kubectl-1.37") else { return };
+    let mut board = board("restart");
+    board.apply(&kubectl, MANIFEST);
+    board.kubectl(&kubectl, &["rollout", "status", "deployment/web", "--timeout=60s"]);
+    let ip = board.kubectl(&kubectl, &["get", "service", "web", "-o", "jsonpath={.spec.clusterIP}"]);
+    let page = format!("http://{ip}/");
+    board.until("the ClusterIP answers", || board.curl(&page) == "localhost/busybox:v1");
+    let before = board.shims();
+    board.stop();
+    assert_eq!(board.curl(&page), "localhost/busybox:v1", "the Service answers without the server");
+    board.boot();
+    board.kubectl(&kubectl, &["rollout", "status", "deployment/web", "--timeout=60s"]);
+    assert_eq!(board.shims(), before, "the same pods go on");
+    delete(&board, &kubectl);
+    board.end();
+}

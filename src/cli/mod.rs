@@ -5,6 +5,7 @@ mod apply;
 mod check;
 mod connect;
 mod delete;
+mod demo;
 mod exec;
 mod get;
 mod image;
@@ -35,6 +36,8 @@ struct Arguments {
 enum Command {
     /// Run the control plane and a node on this machine
     Server(server::Arguments),
+    /// Run everything in the foreground with a demo, and leave nothing behind
+    Demo(demo::Arguments),
     /// Create or change the objects of a manifest
     Apply(apply::Arguments),
     /// Show objects
@@ -68,6 +71,7 @@ pub fn main() -> ExitCode {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let result = match Arguments::parse().command {
         Command::Server(arguments) => server::run(arguments),
+        Command::Demo(arguments) => demo::run(arguments),
         Command::Apply(arguments) => block_on(apply::run(arguments)),
         Command::Get(arguments) => block_on(get::run(arguments)),
         Command::Delete(arguments) => block_on(delete::run(arguments)),

@@ -1,8 +1,8 @@
 //! `edgelet server`: the control plane and this machine's node, until SIGTERM. Pods live on after it.
 
 use crate::config::{Config, Typed};
-use crate::server;
 use crate::supervise::Tree;
+use crate::{node, server};
 use anyhow::{Context, bail};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -37,6 +37,7 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
     let mut terminated = signal(SignalKind::terminate()).context("watch for SIGTERM")?;
     let mut tree = Tree::default();
     let plane = server::start(&config, &mut tree).await?;
+    let _node = node::start(&config, &plane, &mut tree).await?;
     tracing::info!(address = %plane.address, kubeconfig = %config.kubeconfig.display(), "serving");
     tokio::select! {
         _ = interrupted.recv() => {}

@@ -28,7 +28,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         println!("{}", String::from_utf8_lossy(&body));
         return Ok(ExitCode::SUCCESS);
     }
-    let steps: Vec<Step> = serde_json::from_slice(&body)?;
+    let Answer { steps } = serde_json::from_slice(&body)?;
     if steps.is_empty() {
         bail!(
             "nothing is recorded of pod {namespace}/{pod}: it is older than this server's start, or too many came after it"
@@ -36,6 +36,11 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     }
     print!("{}", render(&steps));
     Ok(ExitCode::SUCCESS)
+}
+
+#[derive(serde::Deserialize)]
+struct Answer {
+    steps: Vec<Step>,
 }
 
 /// One line per step: milliseconds since the first, since the one before, who and what.

@@ -14,7 +14,9 @@ use http_body_util::Full;
 use hyper_util::rt::TokioIo;
 use serde_json::json;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::protocol::CloseFrame;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verb {
@@ -101,6 +103,9 @@ async fn bridge(socket: Socket, protocol: Protocol, first: u8, node: impl AsyncR
     tokio::select! {
         () = client_to_node(from_client, protocol, to_node) => {}
         () = node_to_client(from_node, protocol, &mut to_client) => {
+            // Without a code clients report 1005, an abnormal end.
+            let normal = CloseFrame { code: CloseCode::Normal, reason: Utf8Bytes::default() };
+            let _ = to_client.send(Message::Close(Some(normal))).await;
             let _ = to_client.close().await;
         }
     }
