@@ -94,7 +94,10 @@ impl Call {
 
     /// The form of the answer; an error when the client takes none that we have.
     pub fn style(&self, shapes: Shapes) -> Result<Style> {
-        let representation = negotiate::accept(self.header(&ACCEPT), shapes, false)?;
+        // Text costs no encoding: protobuf is for those who take nothing else.
+        let accept = self.header(&ACCEPT);
+        let representation = negotiate::accept(accept, shapes, false);
+        let representation = representation.or_else(|_| negotiate::accept(accept, shapes, true))?;
         Ok(Style { representation, ..self.error_style() })
     }
 

@@ -2,6 +2,8 @@
 
 use super::negotiate::{Format, Representation};
 use crate::api::codec;
+use crate::api::object::ObjectExt;
+use crate::api::scheme;
 use crate::api::status::Status;
 use axum::body::Body;
 use axum::response::Response;
@@ -65,6 +67,14 @@ pub fn accepts_gzip(headers: &HeaderMap) -> bool {
 
 /// One object that lives for this request only.
 pub fn object(code: StatusCode, object: &Value, style: Style) -> Response {
+    let mut style = style;
+    if style.representation.format == Format::Protobuf {
+        if let Some(schema) = scheme::find_kind(object.api_version(), object.kind()) {
+            let encoded = codec::protobuf::encode(schema, object);
+            return response(code, style.representation.content_type(), style.gzip, Pieces::one(encoded.into()));
+        }
+        style.representation.format = Format::Json;
+    }
     response(code, style.representation.content_type(), style.gzip, Pieces::one(encode(object, style)))
 }
 

@@ -1,12 +1,13 @@
 //! Paths of resources to verbs of the registry. The row of the table says which exist.
 
-use super::auth::reviews;
+use super::auth::{escalation, reviews};
 use super::negotiate::{self, Shapes};
 use super::present::{self, Presenter};
 use super::query::{self, WriteOptions};
 use super::respond::{self, Style};
 use super::{ApiServer, Call, body, content_type, streaming, watch};
 use crate::api::kinds::{Kind, KindRef, Subresource};
+use crate::api::object::Object;
 use crate::api::status::{FieldError, Result, Status, Subject};
 use crate::registry::{Context, Decoded, DeleteOptions, Deleted, PatchType, Written, returns_deleted_object};
 use crate::store::Entry;
@@ -146,6 +147,10 @@ async fn list(server: &ApiServer, call: &Call, kind: &KindRef) -> Result<Respons
 
 async fn watch_kind(server: &ApiServer, call: &Call, kind: KindRef) -> Result<Response> {
     let style = call.style(Shapes::Objects)?;
+    // Only JSON can be told apart line by line.
+    if !style.json() {
+        return Err(negotiate::not_acceptable(&["application/json"]));
+    }
     let mut options = query::list_options(&call.query)?;
     let name = &call.info.name;
     // The old paths name the object, new ones select it.
@@ -165,6 +170,18 @@ fn context(call: &Call, options: &WriteOptions) -> Context {
     Context { user: call.user.clone(), dry_run, field_manager, field_validation }
 }
 
+/// The same without storing anything: what a write would come to, so that it can be judged first.
+fn tried(context: &Context) -> Context {
+    Context { dry_run: true, ..context.clone() }
+}
+
+/// Whether the writer has the rights that the outcome would give.
+async fn check_grant(server: &ApiServer, call: &Call, kind: &Kind, tried: &Written, old: Option<&Entry>) -> Result<()> {
+    let decode = |entry: &Entry| serde_json::from_slice::<Object>(&entry.bytes).map_err(Status::internal);
+    let (new, old) = (decode(&tried.entry)?, old.map(decode).transpose()?);
+    server.auth().check_grant(&call.user, kind, namespace(call, kind), &new, old.as_ref()).await
+}
+
 /// The program's name in `User-Agent`, as upstream names managers that do not name themselves.
 fn manager_of_agent(headers: &HeaderMap) -> String {
     let agent = headers.get(USER_AGENT).and_then(|agent| agent.to_str().ok()).unwrap_or_default();
@@ -177,7 +194,12 @@ async fn create(server: &ApiServer, call: &Call, kind: &KindRef, body: Body) -> 
     let options = query::write_options(&call.query, "CreateOptions")?;
     let object = body::object(call, body, kind, None, options.field_validation).await?;
     let context = context(call, &options);
-    let written = server.registry().create(&context, kind, namespace(call, kind), object).await?;
+    let registry = server.registry();
+    if escalation::guards(kind, &call.user) {
+        let tried = registry.create(&tried(&context), kind, namespace(call, kind), object.clone()).await?;
+        check_grant(server, call, kind, &tried, None).await?;
+    }
+    let written = registry.create(&context, kind, namespace(call, kind), object).await?;
     wrote(server, call, kind, "", &written, style)
 }
 
@@ -187,7 +209,13 @@ async fn update(server: &ApiServer, call: &Call, kind: &KindRef, sub: &str, body
     let object = body::object(call, body, kind, kind.subresource(sub), options.field_validation).await?;
     let context = context(call, &options);
     let (namespace, name) = (namespace(call, kind), &call.info.name);
-    let written = server.registry().update(&context, kind, sub, namespace, name, object).await?;
+    let registry = server.registry();
+    if escalation::guards(kind, &call.user) {
+        let old = registry.get(kind, namespace, name).await.ok();
+        let tried = registry.update(&tried(&context), kind, sub, namespace, name, object.clone()).await?;
+        check_grant(server, call, kind, &tried, old.as_deref()).await?;
+    }
+    let written = registry.update(&context, kind, sub, namespace, name, object).await?;
     wrote(server, call, kind, sub, &written, style)
 }
 
@@ -199,7 +227,14 @@ async fn patch(server: &ApiServer, call: &Call, kind: &KindRef, sub: &str, body:
     let patch = body::patch(&patch_type, &bytes)?;
     let context = context(call, &options);
     let (namespace, name) = (namespace(call, kind), &call.info.name);
-    let written = server.registry().patch(&context, kind, sub, namespace, name, patch_type, patch).await?;
+    let registry = server.registry();
+    if escalation::guards(kind, &call.user) {
+        let old = registry.get(kind, namespace, name).await.ok();
+        let patch = patch.clone();
+        let tried = registry.patch(&tried(&context), kind, sub, namespace, name, patch_type, patch).await?;
+        check_grant(server, call, kind, &tried, old.as_deref()).await?;
+    }
+    let written = registry.patch(&context, kind, sub, namespace, name, patch_type, patch).await?;
     wrote(server, call, kind, sub, &written, style)
 }
 

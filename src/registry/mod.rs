@@ -121,6 +121,7 @@ pub enum Deleted {
     Pending(Arc<Entry>),
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PatchType {
     Json,
     Merge,

@@ -2,6 +2,7 @@
 //! Each filter is a question with one answer; their order is `ApiServer::admit`'s.
 
 mod authenticate;
+pub mod escalation;
 mod impersonate;
 pub mod rbac;
 pub mod reviews;

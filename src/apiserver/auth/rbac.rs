@@ -65,6 +65,30 @@ fn has(list: &[Box<str>], wanted: &str) -> bool {
 }
 
 impl Rule {
+    pub fn everything() -> Self {
+        let all = || -> Names { Box::new(["*".into()]) };
+        Self { verbs: all(), api_groups: all(), resources: all(), ..Self::default() }
+    }
+
+    pub fn every_url() -> Self {
+        let all = || -> Names { Box::new(["*".into()]) };
+        Self { verbs: all(), non_resource_urls: all(), ..Self::default() }
+    }
+
+    /// As refusals show it.
+    pub fn printed(&self) -> String {
+        let parts = [
+            ("APIGroups", &self.api_groups),
+            ("Resources", &self.resources),
+            ("ResourceNames", &self.resource_names),
+            ("NonResourceURLs", &self.non_resource_urls),
+            ("Verbs", &self.verbs),
+        ];
+        let filled = parts.into_iter().filter(|(_, list)| !list.is_empty());
+        let texts: Vec<String> = filled.map(|(name, list)| format!("{name}:{list:?}")).collect();
+        format!("{{{}}}", texts.join(", "))
+    }
+
     pub fn allows(&self, attributes: &Attributes) -> bool {
         if !has(&self.verbs, attributes.verb) {
             return false;
@@ -190,6 +214,15 @@ struct Index {
 pub struct RuleList {
     pub rules: Vec<Rule>,
     pub missing: Vec<String>,
+}
+
+impl RuleList {
+    fn add(&mut self, visited: Visited) {
+        match visited {
+            Visited::Rules { rules, .. } => self.rules.extend(rules.iter().cloned()),
+            Visited::Missing(binding) => self.missing.push(not_found(binding)),
+        }
+    }
 }
 
 impl Index {
@@ -346,12 +379,27 @@ impl Rbac {
         let mut list = RuleList::default();
         let visited = self.with_index(|index| {
             index.visit(user, namespace, &mut |visited| {
-                match visited {
-                    Visited::Rules { rules, .. } => list.rules.extend(rules.iter().cloned()),
-                    Visited::Missing(binding) => list.missing.push(not_found(binding)),
-                }
+                list.add(visited);
                 true
             });
+        });
+        if let Err(error) = visited.await {
+            list.missing.push(error.to_string());
+        }
+        list
+    }
+
+    /// The rules of one role: `resource` is `roles` or `clusterroles`.
+    pub async fn rules_of_role(&self, resource: &str, namespace: &str, name: &str) -> RuleList {
+        let kind = if resource == "roles" { "Role" } else { "ClusterRole" };
+        let role_ref = RoleRef { kind: kind.into(), name: name.into() };
+        let binding = Binding { role_ref, subjects: Box::default() };
+        let mut list = RuleList::default();
+        let visited = self.with_index(|index| {
+            index.visit_role(&binding, "", namespace, &mut |visited| {
+                list.add(visited);
+                true
+            })
         });
         if let Err(error) = visited.await {
             list.missing.push(error.to_string());

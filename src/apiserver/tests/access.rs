@@ -149,3 +149,47 @@ async fn tokens_that_may_not_be() {
         assert_eq!(answer.code, code, "{}", answer.text());
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn nobody_grants_what_they_do_not_have() {
+    let cluster = Cluster::new().await;
+    let writes = ["create", "update", "patch", "get"];
+    let rules = json!([
+        {"verbs": writes, "apiGroups": ["rbac.authorization.k8s.io"], "resources": ["roles", "rolebindings"]},
+        {"verbs": ["get"], "apiGroups": [""], "resources": ["pods"]},
+    ]);
+    cluster.create(&format!("{RBAC}/namespaces/g1/roles"), json!({"metadata": {"name": "r"}, "rules": rules})).await;
+    let bind = |name: &str, kind: &str, role: &str| {
+        let reference = json!({"apiGroup": "rbac.authorization.k8s.io", "kind": kind, "name": role});
+        let subjects = json!([{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "bob"}]);
+        json!({"metadata": {"name": name}, "roleRef": reference, "subjects": subjects})
+    };
+    let bindings = format!("{RBAC}/namespaces/g1/rolebindings");
+    cluster.create(&bindings, bind("b", "Role", "r")).await;
+
+    let role = |name: &str, verb: &str| json!({"metadata": {"name": name}, "rules": [{"verbs": [verb], "apiGroups": [""], "resources": ["pods"]}]});
+    let roles = format!("{RBAC}/namespaces/g1/roles");
+    let merge = [("content-type", "application/merge-patch+json")];
+    let patch = json!({"rules": role("mine", "delete")["rules"]});
+    let cases = [
+        ("POST", roles.clone(), role("mine", "get"), 201),
+        ("POST", roles.clone(), role("more", "delete"), 403),
+        ("PATCH", format!("{roles}/mine"), patch, 403),
+        ("PATCH", format!("{roles}/mine"), json!({"metadata": {"labels": {"a": "b"}}}), 200),
+        ("POST", bindings.clone(), bind("c", "ClusterRole", "cluster-admin"), 403),
+        ("POST", bindings.clone(), bind("d", "Role", "mine"), 201),
+        ("POST", bindings.clone(), bind("e", "Role", "none"), 404),
+    ];
+    for (method, target, body, code) in cases {
+        let headers: &[(&str, &str)] = if method == "PATCH" { &merge } else { &[] };
+        let answer = cluster.ask(user("bob"), method, &target, headers, &body.to_string()).await;
+        assert_eq!(answer.code, code, "{method} {target} {}", answer.text());
+        if code == 403 {
+            assert!(
+                answer.text().contains("is attempting to grant RBAC permissions not currently held"),
+                "{}",
+                answer.text()
+            );
+        }
+    }
+}

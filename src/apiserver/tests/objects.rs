@@ -68,6 +68,21 @@ async fn lists_come_in_pages_and_tables() {
     assert_eq!(one["rows"][0]["cells"], json!(["a", 0, "0s"]));
 }
 
+#[tokio::test(start_paused = true)]
+async fn protobuf_is_for_those_who_take_nothing_else() {
+    const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
+    let cluster = Cluster::new().await;
+    cluster.create(MAPS, json!({"metadata": {"name": "a"}})).await;
+    let both = cluster.get_as(&format!("{MAPS}/a"), &format!("{PROTOBUF},application/json")).await;
+    assert_eq!(both.header("content-type"), "application/json");
+    for target in [format!("{MAPS}/a"), MAPS.to_owned()] {
+        let only = cluster.get_as(&target, PROTOBUF).await;
+        assert_eq!((only.code, only.header("content-type")), (200, PROTOBUF), "{target}");
+        assert_eq!(&only.body[..4], b"k8s\0", "{target}");
+    }
+    assert_eq!(cluster.get_as(&format!("{MAPS}?watch=1"), PROTOBUF).await.code, 406);
+}
+
 /// The lines of a watch that ends by itself.
 async fn watch(cluster: &Cluster, query: &str, accept: &str) -> Vec<Value> {
     let answer = cluster.get_as(&format!("{MAPS}?watch=true&timeoutSeconds=1&{query}"), accept).await;

@@ -4,6 +4,7 @@ use super::*;
 use crate::client::kubeconfig::Access;
 use crate::client::remote::Remote;
 use crate::client::{CONFIGMAPS, WatchEvent};
+use crate::network::resolve::Resolver;
 use crate::registry::ListOptions;
 use crate::supervise::Tree;
 use crate::tunnel::Pipe;
@@ -14,14 +15,6 @@ use hyper_util::rt::TokioIo;
 use tokio::io::DuplexStream;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_tungstenite::tungstenite::{self, Message};
-
-struct NoNames;
-
-impl reqwest::dns::Resolve for NoNames {
-    fn resolve(&self, _: reqwest::dns::Name) -> reqwest::dns::Resolving {
-        Box::pin(async { Err("no names in tests".into()) })
-    }
-}
 
 struct Served {
     cluster: Cluster,
@@ -39,7 +32,7 @@ async fn serve() -> Served {
     tree.spawn("apiserver", async move { server.serve(vec![listener], shutdown).await.unwrap() });
     let config = cluster._dir.path().join("admin.kubeconfig");
     cluster.server.pki().write_admin_kubeconfig(&config, &format!("https://{address}")).unwrap();
-    let remote = Remote::new(Access::load(&config, None).unwrap(), Arc::new(NoNames)).unwrap();
+    let remote = Remote::new(Access::load(&config, None).unwrap(), Resolver::default()).unwrap();
     Served { cluster, remote, address, tree }
 }
 
@@ -67,7 +60,7 @@ async fn strangers_are_anonymous() {
     let served = serve().await;
     let access = Access { server: format!("https://{}", served.address), ..Access::default() };
     let ca_pem = served.cluster.server.pki().ca_pem().as_bytes().to_vec();
-    let stranger = Remote::new(Access { ca_pem, ..access }, Arc::new(NoNames)).unwrap();
+    let stranger = Remote::new(Access { ca_pem, ..access }, Resolver::default()).unwrap();
     assert!(stranger.raw(reqwest::Method::GET, "/version", None).await.is_ok());
     let refused = stranger.list(CONFIGMAPS, "g1", &ListOptions::default()).await.err().unwrap();
     assert_eq!(refused.code, 403);
