@@ -11,8 +11,12 @@ macro_rules! kind {
     };
 }
 
-pub(super) static DEVICE_CLASS: Kind =
-    Row { printer: print::NAME_AND_AGE, ..Row::cluster(kind!("DeviceClass" "deviceclasses" "deviceclass")) }.build();
+pub(super) static DEVICE_CLASS: Kind = Row {
+    printer: print::NAME_AND_AGE,
+    strategy: &policy::Counted,
+    ..Row::cluster(kind!("DeviceClass" "deviceclasses" "deviceclass"))
+}
+.build();
 
 pub(super) static RESOURCE_CLAIM: Kind = Row {
     subresources: subresources!["status" "ResourceClaim" GET_PATCH_UPDATE;],

@@ -221,7 +221,6 @@ pub(super) const fn string(name: &'static str, description: &'static str) -> Col
 pub(super) const fn integer(name: &'static str, description: &'static str) -> Column {
     column(name, "integer", description)
 }
-/// Kept for the one printer that says so: kubectl shows the text as it is.
 pub(super) const fn date(name: &'static str, description: &'static str) -> Column {
     column(name, "date", description)
 }
