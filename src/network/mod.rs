@@ -2,6 +2,7 @@
 //! Idempotent: "already so" is success, and whatever a crash left behind is found and used or removed.
 
 pub mod conntrack;
+mod firewall;
 pub mod ipam;
 mod netlink;
 pub mod nftables;
@@ -128,6 +129,9 @@ impl Network {
         let node_side = layout.clone();
         let ports = netlink::run(move || async move { connect_node(&node_side).await }).await?;
         self.program()?;
+        for warning in self.mend() {
+            tracing::warn!(warning, "pod traffic may be lost");
+        }
         self.adopt(ports).await
     }
 
@@ -146,12 +150,10 @@ impl Network {
         &self.0.table
     }
 
-    /// What on this machine stands in the way of pod traffic, for the node's status.
-    pub fn warnings(&self) -> Vec<String> {
-        let mut warnings = match self.0.tables.base_chains() {
-            Ok(chains) => tables::foreign_drops(&chains, &self.0.table),
-            Err(error) => vec![format!("cannot list firewall rules: {error}")],
-        };
+    /// Opens other programs' firewalls to pod traffic; what on this machine still stands in its way, for the
+    /// node's status. Again after every change that others made to the rules.
+    pub fn mend(&self) -> Vec<String> {
+        let mut warnings = self.0.tables.open_firewalls(&self.0.layout, &self.0.table);
         let bridged = std::fs::read_to_string("/proc/sys/net/bridge/bridge-nf-call-iptables");
         if bridged.is_ok_and(|value| value.trim() != "0") {
             warnings.push("net.bridge.bridge-nf-call-iptables must be 0: set it, and find who sets it to 1".to_owned());
@@ -265,6 +267,7 @@ impl Network {
         }
         let bridge = layout.bridge.clone();
         result = result.and(netlink::run(move || async move { disconnect_node(&bridge).await }).await);
+        result = result.and(self.0.tables.close_firewalls(&self.0.table).map_err(Error::from));
         for suffix in ["", SERVICES_SUFFIX] {
             let deleted = self.0.tables.delete(&format!("{}{suffix}", self.0.table));
             result = result.and(deleted.map_err(Error::from));

@@ -16,6 +16,10 @@ use rtnetlink::{
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsRawFd, BorrowedFd};
+use tokio::sync::Semaphore;
+
+/// Threads at a time: the kernel serialises most of what they do.
+static PLACES: Semaphore = Semaphore::const_new(16);
 
 /// A netlink socket in the namespace it was opened in.
 #[derive(Clone)]
@@ -60,6 +64,7 @@ where
     F: Future<Output = Result<T>>,
     V: FnOnce() -> F + Send + 'static,
 {
+    let _place = PLACES.acquire().await.expect("never closed");
     let work = || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build();
         runtime.map_err(|source| super::kernel("start", "netlink", source))?.block_on(verbs())

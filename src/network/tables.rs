@@ -1,11 +1,12 @@
 //! This node's nf_tables tables. They outlive the process and are taken over by the next one.
 //! Where the kernel can (6.9), they are owned and survive `nft flush ruleset`; else they are put back after it.
 
+use super::firewall;
 use super::nftables::expression::{
     Expression, R0, destination_is, destination_not_in, equal, leaves_not_by, load_destination_port, load_protocol,
     load_source, load_source_port, source_in,
 };
-use super::nftables::{Batch, BatchError, Chain, Events, Hook, OWNED_AND_PERSISTENT, Socket};
+use super::nftables::{Batch, BatchError, Events, Hook, OWNED_AND_PERSISTENT, Socket};
 use super::plan::Layout;
 use std::io;
 use std::sync::{Mutex, MutexGuard};
@@ -80,12 +81,28 @@ impl Tables {
         socket.commit(batch)
     }
 
-    pub fn has(&self, table: &str) -> io::Result<bool> {
-        self.socket().has_table(table)
+    /// Lets traffic of the pods pass chains of others that would drop it. What could not be done, in words.
+    pub fn open_firewalls(&self, layout: &Layout, own_prefix: &str) -> Vec<String> {
+        let socket = self.socket();
+        let chains = match socket.base_chains() {
+            Ok(chains) => chains,
+            Err(error) => return vec![format!("cannot list firewall rules: {error}")],
+        };
+        let drops = firewall::foreign_drops(&chains, own_prefix);
+        drops.filter_map(|chain| firewall::open(&socket, chain, layout, own_prefix).err()).collect()
     }
 
-    pub fn base_chains(&self) -> io::Result<Vec<Chain>> {
-        self.socket().base_chains()
+    /// Takes back what `open_firewalls` added.
+    pub fn close_firewalls(&self, own_prefix: &str) -> Result<(), BatchError> {
+        let socket = self.socket();
+        for chain in firewall::foreign_drops(&socket.base_chains()?, own_prefix) {
+            firewall::close(&socket, chain, own_prefix)?;
+        }
+        Ok(())
+    }
+
+    pub fn has(&self, table: &str) -> io::Result<bool> {
+        self.socket().has_table(table)
     }
 
     /// Waits until somebody else changed rules.
@@ -117,46 +134,5 @@ pub fn node_rules(batch: &mut Batch, table: &str, layout: &Layout) {
                 batch.rule(table, chain, &[&protocol, direction[0], direction[1], &[Expression::NoTrack]]);
             }
         }
-    }
-}
-
-/// Firewalls of others that drop what is forwarded: an accept of ours cannot help, theirs must.
-pub fn foreign_drops(chains: &[Chain], own_prefix: &str) -> Vec<String> {
-    /// `inet` and `ip`.
-    const FAMILIES: [u8; 2] = [1, 2];
-    let drops = chains.iter().filter(|chain| chain.at_forward && chain.drops && FAMILIES.contains(&chain.family));
-    drops
-        .filter(|chain| !chain.table.starts_with(own_prefix))
-        .map(|chain| {
-            format!(
-                "chain {} of table {} drops forwarded packets: accept the pod network there",
-                chain.name, chain.table
-            )
-        })
-        .collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_foreign_chains_that_drop_what_is_forwarded_are_reported() {
-        let chain = |family, table: &str, at_forward, drops| Chain {
-            family,
-            table: table.to_owned(),
-            name: "FORWARD".to_owned(),
-            at_forward,
-            drops,
-        };
-        let chains = [
-            chain(2, "filter", true, true),
-            chain(2, "nat", true, false),
-            chain(2, "input", false, true),
-            chain(10, "ip6", true, true),
-            chain(2, "edgelet-services", true, true),
-        ];
-        let reported = foreign_drops(&chains, "edgelet");
-        assert_eq!(reported, ["chain FORWARD of table filter drops forwarded packets: accept the pod network there"]);
     }
 }

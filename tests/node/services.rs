@@ -390,3 +390,29 @@ fn names_and_rules_follow_the_api() {
         api.tree.end(Duration::from_secs(1)).await;
     });
 }
+
+#[test]
+fn a_firewall_that_drops_what_is_forwarded_is_opened_and_closed_again() {
+    on_a_node(|node: &'static Node| async move {
+        // As docker leaves it.
+        let foreign =
+            "add table ip filter; add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }";
+        let run = |command: &str| std::process::Command::new("nft").args(command.split(' ')).output();
+        if run(foreign).is_err() {
+            println!("skipped: no nft here to play the other firewall with");
+            return;
+        }
+        let listed = || String::from_utf8(run("list chain ip filter FORWARD").unwrap().stdout).unwrap();
+        let network = node.network().await;
+        network.setup().await.unwrap();
+        assert_eq!(listed().matches("10.42.0.0/16 accept").count(), 2, "once, however often: {}", listed());
+        let a = network.attach("a", None).await.unwrap();
+        let client = network.attach("client", None).await.unwrap();
+        serve(&a.netns, 8080, "a").await;
+        assert!(ask(Some(&client), SocketAddr::new(a.ip, 8080)).await.is_ok());
+        assert_eq!(network.mend(), [""; 0]);
+        network.teardown().await.unwrap();
+        assert_eq!(listed().matches("accept").count(), 0, "{}", listed());
+        run("delete table ip filter").unwrap();
+    });
+}

@@ -12,6 +12,7 @@ const NETWORK_HEADER: u32 = 1;
 const TRANSPORT_HEADER: u32 = 2;
 const META_MARK: u32 = 3;
 const META_OIFNAME: u32 = 7;
+const META_NFPROTO: u32 = 15;
 const META_L4PROTO: u32 = 16;
 const IFNAMSIZ: usize = 16;
 const EQUAL: u32 = 0;
@@ -289,6 +290,12 @@ pub fn leaves_not_by(link: &str) -> Vec<Expression> {
     let mut name = link.as_bytes().to_vec();
     name.resize(IFNAMSIZ, 0);
     vec![Expression::Meta { to: R0, key: META_OIFNAME }, not_equal(R0, &name)]
+}
+
+/// For tables that see IPv6 too: the expressions after it read an IPv4 header.
+pub fn is_ipv4() -> Vec<Expression> {
+    let protocol = u8::try_from(NFPROTO_IPV4).expect("a constant");
+    vec![Expression::Meta { to: R0, key: META_NFPROTO }, equal(R0, &[protocol])]
 }
 
 pub fn is_new_connection() -> Vec<Expression> {

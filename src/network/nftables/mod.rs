@@ -9,7 +9,7 @@ use attribute::Writer;
 use expression::{Expression, Verdict};
 
 pub(super) use socket::receive;
-pub use socket::{BatchError, Chain, Events, Socket};
+pub use socket::{BatchError, Chain, Events, Rule, Socket};
 
 const SUBSYSTEM: u16 = 10;
 const BATCH_BEGIN: u16 = 0x10;
@@ -20,6 +20,8 @@ const DELETE_TABLE: u16 = 2;
 const NEW_CHAIN: u16 = 3;
 const GET_CHAIN: u16 = 4;
 const NEW_RULE: u16 = 6;
+const GET_RULE: u16 = 7;
+const DELETE_RULE: u16 = 8;
 const NEW_SET: u16 = 9;
 const NEW_ELEMENT: u16 = 12;
 const DELETE_ELEMENT: u16 = 14;
@@ -153,6 +155,26 @@ impl Batch {
         })
     }
 
+    /// First in a chain of somebody else's, with a comment by which it is known again.
+    pub fn insert_rule(&mut self, chain: &Chain, parts: &[&[Expression]], comment: &str) -> &mut Self {
+        let label = format!("insert rule into chain {} of table {}", chain.name, chain.table);
+        self.message(SUBSYSTEM << 8 | NEW_RULE, CREATE, chain.family, 0, label, |message| {
+            message.text(1, &chain.table).text(2, &chain.name).nest(4, |rule| {
+                parts.iter().copied().flatten().for_each(|expression| expression.write(rule));
+            });
+            message.bytes(7, &comment_data(comment));
+        });
+        self
+    }
+
+    pub fn delete_rule(&mut self, chain: &Chain, handle: u64) -> &mut Self {
+        let label = format!("delete rule from chain {} of table {}", chain.name, chain.table);
+        self.message(SUBSYSTEM << 8 | DELETE_RULE, 0, chain.family, 0, label, |message| {
+            message.text(1, &chain.table).text(2, &chain.name).bytes(3, &handle.to_be_bytes());
+        });
+        self
+    }
+
     pub fn set(&mut self, table: &str, set: &SetType) -> &mut Self {
         self.sets += 1;
         let id = self.sets;
@@ -235,6 +257,12 @@ fn write_element(element: &mut Writer, key: &[u8], value: Option<&Value>) {
             });
         }
     }
+}
+
+/// A comment as `nft` keeps it beside a rule: type, length, text.
+fn comment_data(comment: &str) -> Vec<u8> {
+    let length = u8::try_from(comment.len() + 1).expect("comments are short");
+    [&[0, length], comment.as_bytes(), &[0]].concat()
 }
 
 /// The chain that `Value::Refuse` goes to: it rejects.

@@ -2,7 +2,7 @@
 //! A socket stays in the namespace it was opened in. The kernel answers before `send` returns, so nothing waits.
 
 use super::attribute::{self, Writer};
-use super::{ACK, Batch, DUMP, GET_CHAIN, GET_GENERATION, GET_TABLE, REQUEST, SUBSYSTEM, write_message};
+use super::{ACK, Batch, DUMP, GET_CHAIN, GET_GENERATION, GET_RULE, GET_TABLE, REQUEST, SUBSYSTEM, write_message};
 use netlink_sys::{AsyncSocket, Socket as Netlink, SocketAddr, TokioSocket, protocols::NETLINK_NETFILTER};
 use nix::sys::socket::{setsockopt, sockopt};
 use std::future::poll_fn;
@@ -50,6 +50,13 @@ pub struct Chain {
     pub name: String,
     pub at_forward: bool,
     pub drops: bool,
+}
+
+/// A rule, as far as it tells whose it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rule {
+    pub handle: u64,
+    pub has_comment: bool,
 }
 
 pub struct Socket {
@@ -129,6 +136,21 @@ impl Socket {
         Ok(chains)
     }
 
+    /// The rules of a chain, and whether each has exactly this comment.
+    pub fn rules(&self, chain: &Chain, comment: &str) -> io::Result<Vec<Rule>> {
+        self.send(GET_RULE, DUMP, LAST_SEQUENCE, chain.family, |message| {
+            message.text(1, &chain.table).text(2, &chain.name);
+        })?;
+        let mut rules = Vec::new();
+        self.receive(|kind, _, body| {
+            if kind == SUBSYSTEM << 8 | super::NEW_RULE {
+                rules.extend(parse_rule(body, comment));
+            }
+            kind == NLMSG_DONE || kind == NLMSG_ERROR
+        })?;
+        Ok(rules)
+    }
+
     fn send(
         &self,
         kind: u16,
@@ -159,6 +181,13 @@ fn parse_chain(body: &[u8]) -> Option<Chain> {
         at_forward: attribute::number(hook, 1) == Some(HOOK_FORWARD),
         drops: attribute::number(attributes, 5) == Some(0),
     })
+}
+
+fn parse_rule(body: &[u8], comment: &str) -> Option<Rule> {
+    let attributes = body.get(4..)?;
+    let handle = u64::from_be_bytes(attribute::find(attributes, 3)?.try_into().ok()?);
+    let data = attribute::find(attributes, 7).unwrap_or_default();
+    Some(Rule { handle, has_comment: data == super::comment_data(comment) })
 }
 
 /// Reads until `last`; used for conntrack too, whose messages look the same.
