@@ -4,6 +4,7 @@
 
 use super::{ContainerConfig, Mount, Propagation, Qos, Reason, Resources, RuntimeError, SandboxConfig, Security};
 use crate::image::manifest::Process as ImageProcess;
+use crate::sys::bpf::{self, DeviceRule};
 use crate::sys::cgroup::Limits;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -550,6 +551,27 @@ fn device_rules(input: &Input<'_>) -> Vec<Value> {
             "access": device.access})
     }));
     rules
+}
+
+/// The same for cgroup v2, where a program decides; `None` = everything is allowed.
+pub fn device_access(container: &ContainerConfig, devices: &[DeviceNode]) -> Option<Vec<DeviceRule>> {
+    if container.security.privileged {
+        return None;
+    }
+    let rule = |block, major, minor, access| DeviceRule { block, major, minor, access };
+    let all = bpf::MKNOD | bpf::READ | bpf::WRITE;
+    // Nodes may be made, but only the harmless ones opened: null, zero, full, random, tty, console, ptmx, pts.
+    let mut rules = vec![rule(false, None, None, bpf::MKNOD), rule(true, None, None, bpf::MKNOD)];
+    let harmless = [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1), (5, 2)];
+    rules.extend(harmless.map(|(major, minor)| rule(false, Some(major), Some(minor), all)));
+    rules.push(rule(false, Some(136), None, all));
+    rules.extend(devices.iter().map(|device| {
+        let bit = |letter, bit| if device.access.contains(letter) { bit } else { 0 };
+        let access = bit('m', bpf::MKNOD) | bit('r', bpf::READ) | bit('w', bpf::WRITE);
+        let number = |number: i64| u32::try_from(number).ok();
+        rule(device.kind == 'b', number(device.major), number(device.minor), access)
+    }));
+    Some(rules)
 }
 
 /// `/etc/hosts` as the kubelet writes it.

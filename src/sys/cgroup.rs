@@ -221,6 +221,14 @@ impl Cgroups {
         Ok(files.filter(|file| file.exists()).collect())
     }
 
+    /// The group's directory where devices are restricted by program; `None` on v1, which has a controller.
+    pub fn device_directory(&self, path: &str) -> Option<PathBuf> {
+        match self {
+            Self::V1 { .. } => None,
+            Self::V2 { root, .. } => Some(join(root, path)),
+        }
+    }
+
     /// Lists the group's processes, one a line.
     pub fn processes_file(&self, path: &str) -> PathBuf {
         let file = self.file("pids", path, "cgroup.procs").or_else(|| self.file("memory", path, "cgroup.procs"));

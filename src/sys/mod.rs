@@ -1,5 +1,6 @@
 //! All unsafe code: mounts, namespaces, pidfds, cgroups, BPF.
 
+pub mod bpf;
 pub mod cgroup;
 pub mod mount;
 pub mod netns;

@@ -565,3 +565,45 @@ fn pods_share_what_they_are_told_to() {
         assert_eq!(exec(&runtime, &second, "echo lives").await.1, "lives\n");
     });
 }
+
+#[test]
+fn an_idle_shim_is_small() {
+    story(|node| async {
+        let runtime = node.runtime().await;
+        let mut took = Vec::new();
+        for number in 0..5 {
+            let before = edgelet::clock::monotonic();
+            run(&runtime, &format!("small{number}"), container("sleep 1000")).await;
+            took.push(before.elapsed());
+        }
+        assert!(took.iter().all(|time| *time < Duration::from_secs(5)), "{took:?}");
+        let dirty = |pid: &i32| {
+            let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
+            let line = text.lines().find(|line| line.starts_with("Private_Dirty:")).unwrap();
+            line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap()
+        };
+        let shims = node.shims();
+        assert_eq!(shims.len(), 5);
+        let kilobytes: Vec<u64> = shims.iter().map(dirty).collect();
+        eprintln!("create to running: {took:?}; private memory of shims: {kilobytes:?} kB");
+        assert!(kilobytes.iter().all(|memory| *memory < 1024), "{kilobytes:?}");
+    });
+}
+
+#[test]
+fn devices_are_denied_by_program() {
+    assert!(rustix::process::geteuid().is_root(), "node tests need root");
+    use edgelet::sys::bpf::{DeviceRule, MKNOD, READ, WRITE, restrict_devices};
+    let unified = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"].map(Path::new);
+    let unified = unified.into_iter().find(|path| path.join("cgroup.procs").exists()).expect("cgroup v2 is mounted");
+    let group = unified.join(format!("edgelet-test-devices-{}", std::process::id()));
+    std::fs::create_dir(&group).unwrap();
+    let null = DeviceRule { block: false, major: Some(1), minor: Some(3), access: MKNOD | READ | WRITE };
+    let restricted = restrict_devices(&group, &[null]);
+    let script = format!("echo 0 > {}/cgroup.procs; echo > /dev/null && cat < /dev/zero", group.display());
+    let output = std::process::Command::new("sh").arg("-c").arg(script).output().unwrap();
+    std::fs::remove_dir(&group).unwrap();
+    restricted.unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(text.contains("/dev/zero") && text.contains("Operation not permitted"), "{text}");
+}

@@ -9,6 +9,7 @@ use crate::runtime::seccomp::{self, SeccompError};
 use crate::runtime::shim::protocol::{Answer, Create, Isolation, Request, Target};
 use crate::runtime::spec::{self, DeviceNode, Input};
 use crate::runtime::{ContainerConfig, ContainerState, Device, Reason, Result, RuntimeError, Seccomp, container_id};
+use crate::sys::bpf::{self, DeviceRule};
 use crate::sys::mount;
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
@@ -23,6 +24,14 @@ const KILL_LIMIT: Duration = Duration::from_secs(10);
 /// `/etc/passwd` and `/etc/group` of an image.
 const ACCOUNTS_LIMIT_BYTES: u64 = 1 << 20;
 const PROFILE_LIMIT_BYTES: u64 = 1 << 20;
+
+/// What is decided and on its place before the shim is asked.
+struct Prepared {
+    record: ContainerRecord,
+    request: Create,
+    /// `None` = any device.
+    devices: Option<Vec<DeviceRule>>,
+}
 
 fn failed(what: &str, error: impl std::fmt::Display) -> RuntimeError {
     RuntimeError::new(Reason::CreateContainerError, format!("{what}: {error}"))
@@ -50,11 +59,12 @@ impl LibcontainerRuntime {
         let (this, paths, made) = (self.clone(), pod.paths.clone(), id.clone());
         let prepared = blocking(move || this.prepare_container(&paths, &made, &sandbox, &config)).await;
         let result = match prepared {
-            Ok((record, request)) => {
-                let started_at = None;
+            Ok(Prepared { record, request, devices }) => {
+                let (group, started_at) = (record.cgroup.clone(), None);
                 let container = Container { record, state: ContainerState::Created, started_at };
                 pod.state().containers.insert(id.clone(), container);
-                connection.call(Request::Create(request), &[]).await
+                let created = connection.call(Request::Create(request), &[]).await;
+                created.and_then(|created| self.restrict_devices(&group, devices).map(|()| created))
             }
             Err(error) => Err(error),
         };
@@ -62,7 +72,16 @@ impl LibcontainerRuntime {
             Ok((Answer::Created { .. }, _)) => {}
             Ok(_) => return Err(failed("create container", "unexpected answer of the pod's shim")),
             Err(error) => {
-                pod.state().containers.remove(&id);
+                // It may have been made, and only the last step failed.
+                let signal = Request::Signal { target: Target::Processes(id.clone()), signal: libc::SIGKILL };
+                if connection.call(signal, &[]).await.is_ok() {
+                    pod.wait(KILL_LIMIT, |state| ended(state, &id)).await;
+                    let _ = connection.call(Request::Delete { container: id.clone() }, &[]).await;
+                }
+                let removed = pod.state().containers.remove(&id);
+                if let Some(container) = removed {
+                    self.discard(&pod, &container.record).await?;
+                }
                 self.discard_files(&pod, &id).await?;
                 let reason = if error.reason == Reason::Other { Reason::CreateContainerError } else { error.reason };
                 return Err(RuntimeError { reason, ..error });
@@ -80,7 +99,7 @@ impl LibcontainerRuntime {
         id: &str,
         sandbox: &SandboxRecord,
         config: &ContainerConfig,
-    ) -> Result<(ContainerRecord, Create)> {
+    ) -> Result<Prepared> {
         let found = self.0.images.get(&config.image).map_err(|error| failed("get image", error))?;
         let image = found.ok_or_else(|| failed("get image", format!("{:?} is not present", config.image)))?;
         mount_rootfs(paths, id, &image).map_err(|error| failed("mount root file system", error))?;
@@ -155,7 +174,14 @@ impl LibcontainerRuntime {
             oom_counter: self.0.cgroups.oom_counter_file(&cgroup),
             timeout_s: HELPER_TIMEOUT_S,
         };
-        Ok((record, request))
+        let devices = spec::device_access(config, &devices);
+        Ok(Prepared { record, request, devices })
+    }
+
+    /// On cgroup v2 libcontainer leaves devices open: closed here, before the program starts.
+    fn restrict_devices(&self, group: &str, devices: Option<Vec<DeviceRule>>) -> Result<()> {
+        let (Some(directory), Some(rules)) = (self.0.cgroups.device_directory(group), devices) else { return Ok(()) };
+        bpf::restrict_devices(&directory, &rules).map_err(|error| failed("restrict devices", error))
     }
 
     /// The compiled filter for a container, made once per profile and set of capabilities.

@@ -160,5 +160,7 @@ fn log_tail(path: &Path) -> io::Result<String> {
     let text = String::from_utf8_lossy(&bytes);
     let contents: Vec<&str> = text.lines().filter_map(|line| line.splitn(4, ' ').nth(3)).collect();
     let tail = contents[contents.len().saturating_sub(LOG_TAIL_LIMIT_LINES)..].join("\n");
-    Ok(tail[tail.ceil_char_boundary(tail.len().saturating_sub(LOG_TAIL_LIMIT_BYTES))..].to_owned())
+    let from = tail.len().saturating_sub(LOG_TAIL_LIMIT_BYTES);
+    let from = (from..=tail.len()).find(|at| tail.is_char_boundary(*at)).unwrap_or(tail.len());
+    Ok(tail[from..].to_owned())
 }

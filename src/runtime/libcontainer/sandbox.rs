@@ -37,6 +37,8 @@ impl LibcontainerRuntime {
         if pod.state().record.ready {
             return Ok(pod.status());
         }
+        // A removal may have had the turn before.
+        self.pods().insert(uid.clone(), pod.clone());
         // What an interrupted attempt or a lost shim left would be in the way.
         self.take_down(&pod).await?;
         if let Err(error) = self.set_up(&pod, config).await {

@@ -156,7 +156,8 @@ fn describe(error: &LibcontainerError, capture: Option<&Capture>) -> String {
         source = cause.source();
     }
     let mut text = if logged.is_empty() { chain } else { logged };
-    text.truncate(text.floor_char_boundary(ERROR_LIMIT_BYTES));
+    let end = (0..=text.len().min(ERROR_LIMIT_BYTES)).rev().find(|at| text.is_char_boundary(*at));
+    text.truncate(end.unwrap_or(0));
     text
 }
 
