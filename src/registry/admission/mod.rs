@@ -14,6 +14,7 @@ use crate::api::status::{Result, Status};
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, ready};
 use jiff::Timestamp;
+use serde::de::DeserializeOwned;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operation {
@@ -88,8 +89,8 @@ pub static PLUGINS: &[&dyn Plugin] = &[
 ];
 
 impl Registry {
-    /// An object that a plugin needs to know, by its store key.
-    async fn peek(&self, key: &str) -> Result<Option<Object>> {
+    /// An object that a plugin needs to know, by its store key; or a view of it.
+    async fn peek<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>> {
         let found = self.store.get(key).await.map_err(Status::internal)?;
         found.map(|entry| serde_json::from_slice(&entry.bytes).map_err(Status::internal)).transpose()
     }

@@ -1,8 +1,9 @@
 //! Nothing is created in a Namespace that does not exist or is going; some Namespaces never go.
 
 use super::{Operation, Plugin, Request};
-use crate::api::object::{Object, ObjectExt};
+use crate::api::object::Object;
 use crate::api::status::{Cause, Result, Status, Subject};
+use crate::api::view::meta::Any;
 use crate::registry::Registry;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -28,10 +29,10 @@ impl Plugin for NamespaceLifecycle {
     ) -> BoxFuture<'a, Result<()>> {
         async move {
             let name = request.namespace;
-            let namespace = registry.peek(&format!("namespaces//{name}")).await?;
+            let namespace: Option<Any> = registry.peek(&format!("namespaces//{name}")).await?;
             let namespace =
                 namespace.ok_or_else(|| Status::not_found(Subject { group: "", kind: "namespaces", name }))?;
-            if namespace.deletion_timestamp().is_none() {
+            if namespace.metadata.deletion_timestamp.is_none() {
                 return Ok(());
             }
             let why = format!("unable to create new content in namespace {name} because it is being terminated");

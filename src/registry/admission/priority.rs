@@ -81,7 +81,7 @@ fn of_class(class: &Object) -> Given {
 }
 
 async fn named_class(registry: &Registry, request: &Request<'_>, name: &str) -> Result<Given> {
-    let class = registry.peek(&format!("{PREFIX}/{name}")).await?;
+    let class: Option<Object> = registry.peek(&format!("{PREFIX}/{name}")).await?;
     let class = class.ok_or_else(|| request.forbidden(&format!("no PriorityClass with name {name} was found")))?;
     Ok(of_class(&class))
 }

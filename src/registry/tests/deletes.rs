@@ -53,7 +53,6 @@ async fn finalizers_hold_an_object_until_the_last_is_removed() {
 }
 
 #[tokio::test]
-#[ignore = "waits for the strategies of its kinds"]
 async fn propagation_becomes_a_finalizer() {
     let cluster = Cluster::new().await;
     for (name, propagation, finalizer) in
@@ -70,7 +69,6 @@ async fn propagation_becomes_a_finalizer() {
 }
 
 #[tokio::test(start_paused = true)]
-#[ignore = "waits for the strategies of its kinds"]
 async fn a_scheduled_pod_gets_its_grace_and_it_only_shrinks() {
     let cluster = Cluster::new().await;
     let mut bound = pod("p");
@@ -121,7 +119,6 @@ async fn a_collection_is_deleted_by_selector() {
 }
 
 #[tokio::test]
-#[ignore = "waits for the strategies of its kinds"]
 async fn a_namespace_terminates_until_it_is_released() {
     let cluster = Cluster::new().await;
     let marked = pending(cluster.delete("Namespace", "g1", DeleteOptions::default()).await.unwrap());

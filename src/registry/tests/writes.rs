@@ -3,7 +3,6 @@
 use super::*;
 
 #[tokio::test]
-#[ignore = "waits for the strategies of its kinds"]
 async fn create_stamps_and_update_counts() {
     let cluster = Cluster::new().await;
     let made = cluster.create("apps/v1", "Deployment", "g1", deployment("d")).await.unwrap();
@@ -97,7 +96,6 @@ async fn names_are_generated_and_dry_runs_leave_nothing() {
 }
 
 #[tokio::test]
-#[ignore = "waits for the strategies of its kinds"]
 async fn scale_shows_and_sets_replicas() {
     let cluster = Cluster::new().await;
     cluster.create("apps/v1", "Deployment", "g1", deployment("d1")).await.unwrap();
