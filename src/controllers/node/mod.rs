@@ -3,22 +3,24 @@
 mod eviction;
 mod health;
 
+use super::Tools;
 use super::runner::{Reconcile, Source};
-use super::{Tools, seconds_until};
 use crate::api::status::Result;
 use crate::api::view::node::{Lease, Node};
 use crate::client::events::Type;
 use crate::client::informer::{Change, Scope};
 use crate::client::{EventRecorder, Informer, Item, LEASES, NODES, ObjectRef, PODS};
-use crate::clock::rfc3339;
+use crate::clock::{monotonic, rfc3339};
 use crate::registry::{DeleteOptions, PatchType};
 use eviction::{PodFacts, Stay, stay};
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
+use serde::Deserialize;
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
+use tokio::time::Instant;
 
 const LEASE_NAMESPACE: &str = "kube-node-lease";
 /// How long a node must be gone before its pods are.
@@ -26,13 +28,39 @@ const QUARANTINE: Duration = Duration::from_secs(40);
 /// Name of the index of pods by node.
 const BY_NODE: &str = "node";
 
-/// What was seen of a node and when, by our own clock: boards' clocks differ.
+/// What was seen of a node and when, in monotonic time: clocks of boards differ, and jump when NTP finds them.
 struct Seen {
     uid: String,
     sign_of_life: String,
-    at: Timestamp,
+    at: Instant,
     /// Since when it has had NoExecute taints.
     tainted: Option<Timestamp>,
+}
+
+/// When the node itself last wrote its conditions.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Heartbeats {
+    status: Reports,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Reports {
+    conditions: Vec<Report>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Report {
+    last_heartbeat_time: Option<String>,
+}
+
+impl Heartbeats {
+    fn latest(&self) -> &str {
+        let times = self.status.conditions.iter().filter_map(|report| report.last_heartbeat_time.as_deref());
+        times.max().unwrap_or_default()
+    }
 }
 
 pub struct Controller {
@@ -44,7 +72,7 @@ pub struct Controller {
     pods: Informer,
     seen: Mutex<HashMap<String, Seen>>,
     /// When nodes that pods name were first missed.
-    missing: Mutex<HashMap<String, Timestamp>>,
+    missing: Mutex<HashMap<String, Instant>>,
 }
 
 impl Controller {
@@ -80,9 +108,9 @@ impl Controller {
         self.missing.lock().expect("no panic while locked").remove(name);
         let node: Node = item.view()?;
         let now = self.tools.clock.now();
-        let (last_sign, tainted) = self.observe(&node, now)?;
-        let left = seconds_until(last_sign, self.grace, now);
-        let silent = now.duration_since(last_sign) >= self.grace.try_into().unwrap_or_default();
+        let (quiet, tainted) = self.observe(&node, &item, now)?;
+        let silent = quiet >= self.grace;
+        let left = self.grace.saturating_sub(quiet);
         let taints = health::taints(&node, silent, now);
         if let Some(taints) = &taints {
             // The revision guards taints that people set meanwhile.
@@ -98,27 +126,28 @@ impl Controller {
         Ok([(!silent).then_some(left), next].into_iter().flatten().min())
     }
 
-    /// When the node last gave a sign of life, and since when it has had NoExecute taints.
-    fn observe(&self, node: &Node, now: Timestamp) -> Result<(Timestamp, Option<Timestamp>)> {
+    /// How long the node has given no sign of life, and since when it has had NoExecute taints.
+    fn observe(&self, node: &Node, item: &Item, now: Timestamp) -> Result<(Duration, Option<Timestamp>)> {
         let name = &node.metadata.name;
         let lease: Option<Lease> = self.leases.get(LEASE_NAMESPACE, name).map(|item| item.view()).transpose()?;
         let renewed = lease.and_then(|lease| lease.spec.renew_time).unwrap_or_default();
+        let renewed = format!("{renewed} {}", item.view::<Heartbeats>()?.latest());
         let mut all = self.seen.lock().expect("no panic while locked");
         let new = !all.get(name).is_some_and(|seen| seen.uid == node.metadata.uid);
         if new {
             let uid = node.metadata.uid.clone();
-            all.insert(name.clone(), Seen { uid, sign_of_life: renewed.clone(), at: now, tainted: None });
+            all.insert(name.clone(), Seen { uid, sign_of_life: renewed.clone(), at: monotonic(), tainted: None });
             let about = ObjectRef::new("v1", "Node", &node.metadata);
             let message = format!("Node {name} event: Registered Node {name} in Controller");
             self.recorder.event(&about, Type::Normal, "RegisteredNode", message);
         }
         let seen = all.get_mut(name).expect("inserted above");
         if seen.sign_of_life != renewed {
-            (seen.sign_of_life, seen.at) = (renewed, now);
+            (seen.sign_of_life, seen.at) = (renewed, monotonic());
         }
         let evicts = node.spec.taints.iter().any(|taint| taint.effect == "NoExecute");
         seen.tainted = evicts.then(|| seen.tainted.unwrap_or(now));
-        Ok((seen.at, seen.tainted))
+        Ok((seen.at.elapsed(), seen.tainted))
     }
 
     /// Writes Unknown conditions, and that the node's pods are not ready.
@@ -183,9 +212,11 @@ impl Controller {
             self.missing.lock().expect("no panic while locked").remove(name);
             return Ok(None);
         }
-        let since = *self.missing.lock().expect("no panic while locked").entry(name.to_owned()).or_insert(now);
-        if now.duration_since(since) < QUARANTINE.try_into().unwrap_or_default() {
-            return Ok(Some(seconds_until(since, QUARANTINE, now)));
+        let mut missing = self.missing.lock().expect("no panic while locked");
+        let left = QUARANTINE.saturating_sub(missing.entry(name.to_owned()).or_insert_with(monotonic).elapsed());
+        drop(missing);
+        if !left.is_zero() {
+            return Ok(Some(left));
         }
         match self.tools.client.get(NODES, "", name).await {
             Err(error) if error.is_not_found() => {}
