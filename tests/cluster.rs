@@ -1,6 +1,8 @@
 //! Stories of a whole cluster in one thread: the real registry on the in-memory store, the real loops, time paused,
 //! and nodes whose pods run as soon as they are bound.
 
+#![allow(clippy::unwrap_used, reason = "a test ends at what it did not expect")]
+
 #[path = "cluster/deployment.rs"]
 mod deployment;
 #[path = "cluster/nodes.rs"]

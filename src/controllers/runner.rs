@@ -17,10 +17,13 @@ pub trait Reconcile: Send + Sync + 'static {
     fn reconcile<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Option<Duration>>>;
 }
 
+/// The keys that a change concerns.
+type Keys = dyn Fn(&Change) -> Vec<String> + Send + Sync;
+
 /// Changes of one informer and the keys they concern.
 pub struct Source {
     informer: Informer,
-    keys: Box<dyn Fn(&Change) -> Vec<String> + Send + Sync>,
+    keys: Box<Keys>,
 }
 
 impl Source {

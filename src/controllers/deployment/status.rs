@@ -215,7 +215,7 @@ fn stuck_after(deployment: &Deployment, status: &DeploymentStatus, now: Timestam
 /// Takes over what hinders a ReplicaSet from making pods.
 fn failure(status: &mut DeploymentStatus, sets: &[ReplicaSet], now: Timestamp) {
     let failures = sets.iter().rev().flat_map(|set| &set.status.conditions);
-    match failures.filter(|condition| condition.r#type == "ReplicaFailure").last().cloned() {
+    match failures.filter(|condition| condition.r#type == "ReplicaFailure").next_back().cloned() {
         Some(failure) => set(status, failure, now),
         None => status.conditions.retain(|condition| condition.r#type != "ReplicaFailure"),
     }

@@ -133,7 +133,7 @@ impl Controller {
         let renewed = lease.and_then(|lease| lease.spec.renew_time).unwrap_or_default();
         let renewed = format!("{renewed} {}", item.view::<Heartbeats>()?.latest());
         let mut all = self.seen.lock().expect("no panic while locked");
-        let new = !all.get(name).is_some_and(|seen| seen.uid == node.metadata.uid);
+        let new = all.get(name).is_none_or(|seen| seen.uid != node.metadata.uid);
         if new {
             let uid = node.metadata.uid.clone();
             all.insert(name.clone(), Seen { uid, sign_of_life: renewed.clone(), at: monotonic(), tainted: None });
@@ -212,9 +212,7 @@ impl Controller {
             self.missing.lock().expect("no panic while locked").remove(name);
             return Ok(None);
         }
-        let mut missing = self.missing.lock().expect("no panic while locked");
-        let left = QUARANTINE.saturating_sub(missing.entry(name.to_owned()).or_insert_with(monotonic).elapsed());
-        drop(missing);
+        let left = self.missing_for(name);
         if !left.is_zero() {
             return Ok(Some(left));
         }
@@ -230,6 +228,12 @@ impl Controller {
             self.delete_pod(pod, Some(0)).await?;
         }
         Ok(None)
+    }
+
+    /// How much of the quarantine is left for a node that is missed.
+    fn missing_for(&self, name: &str) -> Duration {
+        let mut missing = self.missing.lock().expect("no panic while locked");
+        QUARANTINE.saturating_sub(missing.entry(name.to_owned()).or_insert_with(monotonic).elapsed())
     }
 
     fn pods_on(&self, node: &str) -> Vec<PodFacts> {
