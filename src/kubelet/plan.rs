@@ -291,7 +291,7 @@ impl Planner<'_> {
     }
 
     fn prepare_sandbox(&mut self) {
-        let replace = self.facts.sandbox.is_some();
+        let replace = self.facts.sandbox.is_some_and(|sandbox| !sandbox.containers.is_empty());
         match &self.facts.memory.sandbox {
             Preparation::InFlight => {}
             Preparation::Failed { retry_at, .. } if *retry_at > self.facts.now => self.wake(*retry_at),
@@ -482,6 +482,7 @@ impl Planner<'_> {
         let memory = self.facts.memory;
         memory.sandbox == Preparation::InFlight
             || memory.volumes == Preparation::InFlight
+            || memory.refreshing
             || memory.containers.values().any(|container| container.operation.is_some())
     }
 

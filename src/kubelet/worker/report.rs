@@ -117,7 +117,7 @@ impl Worker {
         match outcome {
             Ok(revision) => self.written_revision = revision,
             Err(error) if is_final(&error) => {
-                tracing::debug!(uid = self.uid, %error, "status not written: the pod is gone");
+                tracing::debug!(uid = self.uid, %error, "status not written: the pod is gone, or not as we think");
             }
             Err(error) => {
                 tracing::warn!(uid = self.uid, %error, "write status failed; retrying");
@@ -244,8 +244,9 @@ fn due_probes(pod: &Pod, memory: &Memory, container: &Container, record: &Contai
     Kind::ALL.into_iter().filter(due).collect()
 }
 
+/// The server understood and declined; only another status may fare better.
 fn is_final(error: &Status) -> bool {
-    error.is_not_found() || error.is_conflict()
+    (400..500).contains(&error.code) && error.code != 429
 }
 
 fn hash(status: &Value) -> u64 {

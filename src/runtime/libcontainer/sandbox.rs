@@ -335,7 +335,11 @@ impl LibcontainerRuntime {
     }
 
     pub(super) async fn remove_pod(&self, uid: &str, keep_logs: bool) -> Result<()> {
-        let Ok(pod) = self.pod(uid) else { return Ok(()) };
+        let Ok(pod) = self.pod(uid) else {
+            // Its volumes may have been made before its sandbox was to be.
+            let (volumes, uid) = (self.0.volumes.clone(), uid.to_owned());
+            return blocking(move || volumes.remove(&uid)).await;
+        };
         let _turn = pod.turn.lock().await;
         let stopped = self.take_down(&pod).await;
         let (ids, record) = {
