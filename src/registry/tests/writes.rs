@@ -141,8 +141,8 @@ async fn an_event_is_one_object_in_two_groups() {
     let cluster = Cluster::new().await;
     let event = json!({
         "metadata": {"name": "e"}, "regarding": {"kind": "Pod", "name": "p", "namespace": "g1"}, "note": "n",
-        "eventTime": "2026-01-01T00:00:00.000000Z", "reportingController": "c", "reportingInstance": "i",
-        "action": "a", "reason": "R",
+        "eventTime": "2026-11-23T00:00:00.000000Z", "reportingController": "example.com/c", "reportingInstance": "i",
+        "action": "Testing", "reason": "Tested", "type": "Normal",
     });
     cluster.create("events.k8s.io/v1", "Event", "g1", event).await.unwrap();
     let core = cluster.get("Event", "e").await.unwrap();
