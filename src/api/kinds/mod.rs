@@ -141,6 +141,7 @@ impl Clone for SelectableField {
 }
 
 /// Between the version of a row and the stored version; both set `apiVersion`.
+#[allow(clippy::wrong_self_convention, reason = "the converter is no object: it takes one from the store's form")]
 pub trait Convert: Sync {
     fn to_storage(&self, object: &mut Object);
     fn from_storage(&self, object: &mut Object);

@@ -132,7 +132,7 @@ impl Requirement {
             _ => "",
         };
         if !why.is_empty() {
-            errors.push(FieldError::invalid(&list, values.clone(), why));
+            errors.push(FieldError::invalid(list, values.clone(), why));
         }
         for (place, value) in values.iter().enumerate() {
             let problems = name::label_value(value);

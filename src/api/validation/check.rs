@@ -47,16 +47,14 @@ pub fn optional_one_of(value: &Value, field: &str, supported: &[&str], path: &Pa
 }
 
 pub fn non_negative(value: &Value, field: &str, path: &Path, errors: &mut Errors) {
-    match value.int_at(&[field]) {
-        Some(number @ ..0) => errors.push(FieldError::invalid(path.child(field), number, super::NOT_NEGATIVE)),
-        _ => {}
+    if let Some(number @ ..0) = value.int_at(&[field]) {
+        errors.push(FieldError::invalid(path.child(field), number, super::NOT_NEGATIVE));
     }
 }
 
 pub fn positive(value: &Value, field: &str, path: &Path, errors: &mut Errors) {
-    match value.int_at(&[field]) {
-        Some(number @ ..=0) => errors.push(FieldError::invalid(path.child(field), number, "must be greater than 0")),
-        _ => {}
+    if let Some(number @ ..=0) = value.int_at(&[field]) {
+        errors.push(FieldError::invalid(path.child(field), number, "must be greater than 0"));
     }
 }
 

@@ -152,10 +152,10 @@ impl Strategy for CronJobStrategy {
         let none = Value::Null;
         let spec = object.get("spec").unwrap_or(&none);
         let schedule = required(spec, "schedule", &SPEC, &mut errors);
-        if !schedule.is_empty() {
-            if let Err(why) = check_schedule(schedule) {
-                errors.push(FieldError::invalid("spec.schedule", schedule, why));
-            }
+        if !schedule.is_empty()
+            && let Err(why) = check_schedule(schedule)
+        {
+            errors.push(FieldError::invalid("spec.schedule", schedule, why));
         }
         positive(spec, "startingDeadlineSeconds", &SPEC, &mut errors);
         one_of(spec, "concurrencyPolicy", &["Allow", "Forbid", "Replace"], &SPEC, &mut errors);

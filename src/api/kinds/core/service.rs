@@ -215,7 +215,7 @@ fn of_type(spec: &Value, errors: &mut Errors) {
             errors.push(FieldError::invalid("spec.clusterIPs[0]", "None", why));
         }
         "ExternalName" => {
-            if list(spec, "clusterIPs").first().is_some() {
+            if !list(spec, "clusterIPs").is_empty() {
                 let why = "may not be set for ExternalName services";
                 errors.push(FieldError::forbidden("spec.clusterIPs", why));
             }

@@ -339,10 +339,10 @@ pub(super) fn resource_list(resources: Option<&Value>, path: &Path, errors: &mut
         resource_name(resource, &path, errors);
         let Ok(quantity) = Quantity::from_value(amount) else { continue };
         if quantity.is_negative() {
-            errors.push(FieldError::invalid(&path, quantity.to_string(), NOT_NEGATIVE));
+            errors.push(FieldError::invalid(path, quantity.to_string(), NOT_NEGATIVE));
         }
         if resource.contains('/') && !quantity.is_whole() {
-            errors.push(FieldError::invalid(&path, quantity.to_string(), "must be an integer"));
+            errors.push(FieldError::invalid(path, quantity.to_string(), "must be an integer"));
         }
     }
 }

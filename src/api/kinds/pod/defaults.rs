@@ -9,7 +9,7 @@ pub(super) fn default_pod(pod: &mut Object) {
     if let Some(spec) = pod.get_mut("spec").filter(|spec| spec.is_object()) {
         default_spec(spec);
         for field in ["initContainers", "containers"] {
-            items(spec, field).for_each(|container| requests_from_limits(container));
+            items(spec, field).for_each(requests_from_limits);
         }
         requests_from_limits(spec);
     }
