@@ -95,8 +95,8 @@ fn atoms(rule: &Rule) -> Vec<Rule> {
                     atoms.push(atom);
                     continue;
                 }
-                let named = |name: &Box<str>| Rule { resource_names: one(name), ..atom.clone() };
-                atoms.extend(rule.resource_names.iter().map(named));
+                let named = |name: &str| Rule { resource_names: one(name), ..atom.clone() };
+                atoms.extend(rule.resource_names.iter().map(|name| named(name)));
             }
         }
     }

@@ -11,6 +11,7 @@ use super::{ApiServer, Call, rest};
 use crate::api::kinds::Kind;
 use crate::api::status::{Result, Status};
 use crate::apiserver::body;
+use crate::apiserver::request_info::RequestInfo;
 use crate::tunnel::frames;
 use axum::body::Body;
 use axum::response::Response;
@@ -28,6 +29,11 @@ const NODE_TIMEOUT: Duration = Duration::from_secs(30);
 const ERROR_LIMIT_BYTES: usize = 4 << 10;
 
 pub async fn answer(server: &ApiServer, call: Call, kind: &Kind, body: Body) -> Result<Response> {
+    // A WebSocket opens with GET, and still does what only a POST did before.
+    if matches!(&*call.info.subresource, "exec" | "attach" | "portforward") && call.info.verb == "get" {
+        let info = RequestInfo { verb: "create", ..call.info.clone() };
+        server.auth().authorize(&call.user, &info).await?;
+    }
     match &*call.info.subresource {
         "log" => log::answer(server, call).await,
         "exec" => exec::answer(server, call, exec::Verb::Exec).await,

@@ -193,3 +193,18 @@ async fn nobody_grants_what_they_do_not_have() {
         }
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn reading_pods_is_not_enough_to_run_commands_in_them() {
+    let cluster = Cluster::new().await;
+    let rules = json!([{"verbs": ["get"], "apiGroups": [""], "resources": ["pods", "pods/exec"]}]);
+    cluster.create(&format!("{RBAC}/clusterroles"), json!({"metadata": {"name": "r"}, "rules": rules})).await;
+    let reference = json!({"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "r"});
+    let subjects = json!([{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "bob"}]);
+    let binding = json!({"metadata": {"name": "b"}, "roleRef": reference, "subjects": subjects});
+    cluster.create(&format!("{RBAC}/clusterrolebindings"), binding).await;
+    let target = "/api/v1/namespaces/g1/pods/p/exec?command=id&stdout=true";
+    let refused = cluster.ask(user("bob"), "GET", target, &[], "").await;
+    assert_eq!(refused.code, 403);
+    assert!(refused.text().contains("cannot create resource \\\"pods/exec\\\""), "{}", refused.text());
+}
