@@ -7,13 +7,16 @@ use serde_json::Value;
 
 const ROOM: &str = "apiserver";
 
+/// A step, and what is true of a pod that has taken it.
+type Mark = (&'static str, fn(&Object) -> bool);
+
 /// What a write of a pod means; nothing for other kinds.
 pub(super) fn steps(kind: &Kind, old: Option<&Object>, new: &Object) -> Vec<&'static str> {
     if kind.storage_prefix != "pods" {
         return Vec::new();
     }
     let Some(old) = old else { return vec!["created"] };
-    let marks: [(&str, fn(&Object) -> bool); 4] = [
+    let marks: [Mark; 4] = [
         ("bound", |pod| !pod.str_at(&["spec", "nodeName"]).is_empty()),
         ("status Running", |pod| pod.str_at(&["status", "phase"]) == "Running"),
         ("Ready", is_ready),

@@ -177,19 +177,9 @@ impl Writer {
     }
 
     fn write_out(&mut self, plan: &Plan, writes: &[Write]) -> Result<(), StoreError> {
-        let earlier: Vec<(&str, Option<(Arc<Entry>, Vec<u8>)>)> = self
-            .lazy
-            .iter()
-            .filter(|key| !plan.overlay.contains_key(*key))
-            .map(|key| {
-                let entry = self.cache.get(key);
-                (&**key, entry.map(|entry| (entry.clone(), splice::remove(&entry.bytes, entry.splice_at))))
-            })
-            .collect();
-        let earlier = earlier.iter().map(|(key, state)| match state {
-            Some((entry, value)) => put(entry, value),
-            None => Row::Delete { key },
-        });
+        let unwritten = self.lazy.iter().filter(|key| !plan.overlay.contains_key(*key));
+        let earlier: Vec<Unwritten> = unwritten.map(|key| Unwritten::new(&self.cache, key)).collect();
+        let earlier = earlier.iter().map(Unwritten::row);
         // An accepted write's value is at hand as it was sent; the last one of a key is its state.
         let accepted = writes.iter().zip(&plan.outcomes).filter_map(|(write, outcome)| {
             let entry = outcome.as_ref().ok()?;
@@ -205,18 +195,33 @@ impl Writer {
     fn finish(self) -> Result<(), StoreError> {
         let Self { mut database, cache, lazy, newest, .. } = self;
         cache.close();
-        let states: Vec<(Box<str>, Option<Arc<Entry>>)> =
-            lazy.into_iter().map(|key| (key.clone(), cache.get(&key))).collect();
-        let values: Vec<Option<Vec<u8>>> = states
-            .iter()
-            .map(|(_, entry)| entry.as_ref().map(|entry| splice::remove(&entry.bytes, entry.splice_at)))
-            .collect();
-        let rows = states.iter().zip(&values).map(|((key, entry), value)| match (entry, value) {
-            (Some(entry), Some(value)) => put(entry, value),
-            _ => Row::Delete { key },
-        });
+        let states: Vec<Unwritten> = lazy.iter().map(|key| Unwritten::new(&cache, key)).collect();
+        let rows = states.iter().map(Unwritten::row);
         database.commit(rows, newest).map_err(StoreError::engine)?;
         database.finish(newest).map_err(StoreError::engine)
+    }
+}
+
+/// The last state of a key that is in memory only, as it is to be stored.
+struct Unwritten<'a> {
+    key: &'a str,
+    state: Option<(Arc<Entry>, Vec<u8>)>,
+}
+
+impl<'a> Unwritten<'a> {
+    fn new(cache: &Cache, key: &'a str) -> Self {
+        let state = cache.get(key).map(|entry| {
+            let value = splice::remove(&entry.bytes, entry.splice_at);
+            (entry, value)
+        });
+        Self { key, state }
+    }
+
+    fn row(&self) -> Row<'_> {
+        match &self.state {
+            Some((entry, value)) => put(entry, value),
+            None => Row::Delete { key: self.key },
+        }
     }
 }
 
