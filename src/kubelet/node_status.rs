@@ -32,6 +32,8 @@ const IMAGES_LIMIT: usize = 50;
 /// Upstream's eviction signals.
 const MEMORY_LOW_BYTES: u64 = 100 << 20;
 const DISK_LOW_PERCENT: u64 = 10;
+/// A tenth of a large disk is far more than pods need to go on.
+const DISK_LOW_LIMIT_BYTES: u64 = 2 << 30;
 
 /// What the kernel says about this machine now.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -74,15 +76,20 @@ impl Machine {
     pub fn allocatable(&self) -> BTreeMap<String, Quantity> {
         let mut left = self.capacity();
         let memory = self.memory_bytes.saturating_sub(MEMORY_LOW_BYTES);
-        let disk = self.disk_bytes - self.disk_bytes / 100 * DISK_LOW_PERCENT;
+        let disk = self.disk_bytes - self.disk_low_bytes();
         left.insert("memory".to_owned(), Quantity::from_bytes(memory));
         left.insert("ephemeral-storage".to_owned(), Quantity::from_bytes(disk));
         left
     }
 
+    /// Free space below which no more pods are taken.
+    fn disk_low_bytes(&self) -> u64 {
+        (self.disk_bytes / 100 * DISK_LOW_PERCENT).min(DISK_LOW_LIMIT_BYTES)
+    }
+
     fn conditions(&self) -> [(&'static str, bool, &'static str, &'static str); 4] {
         let memory = self.memory_available_bytes < MEMORY_LOW_BYTES;
-        let disk = self.disk_available_bytes < self.disk_bytes / 100 * DISK_LOW_PERCENT;
+        let disk = self.disk_available_bytes < self.disk_low_bytes();
         [
             if memory {
                 ("MemoryPressure", true, "KubeletHasInsufficientMemory", "kubelet has insufficient memory available")
