@@ -11,7 +11,6 @@ use crate::kubelet::{Kubelet, KubeletConfig, server as kubelet_server};
 use crate::network::resolve::Resolver;
 use crate::network::{Network, NetworkConfig};
 use crate::proxy::{self, ProxyConfig};
-use crate::runtime::Runtime;
 use crate::runtime::libcontainer::{LibcontainerRuntime, RuntimeConfig};
 use crate::server::ControlPlane;
 use crate::supervise::Tree;
@@ -26,7 +25,7 @@ const STREAMS_LIMIT: usize = 16;
 /// A running node.
 pub struct Node {
     network: Network,
-    runtime: Arc<dyn Runtime>,
+    runtime: LibcontainerRuntime,
 }
 
 /// Starts the node of the server's own board.
@@ -45,7 +44,6 @@ pub async fn start(config: &Config, plane: &ControlPlane, tree: &mut Tree) -> an
     };
     let runtime =
         LibcontainerRuntime::new(runtime_config, images, puller, network.clone(), clock.clone(), trace.clone()).await?;
-    let runtime: Arc<dyn Runtime> = Arc::new(runtime);
 
     let (client, informers): (Client, Informers) = (plane.client.clone(), plane.informers.clone());
     let proxying = proxy::run(
@@ -60,7 +58,7 @@ pub async fn start(config: &Config, plane: &ControlPlane, tree: &mut Tree) -> an
         DnsConfig { domain: config.cluster_domain.clone(), ..DnsConfig::for_network(&network, &config.node_name) };
     tree.spawn("dns", dns::run(dns_config, informers.clone(), tree.shutdown()));
 
-    let kubelet = Kubelet::new(kubelet_config(config), client, &informers, runtime.clone(), clock, trace);
+    let kubelet = Kubelet::new(kubelet_config(config), client, &informers, Arc::new(runtime.clone()), clock, trace);
     let (dials, streams) = tokio::sync::mpsc::channel(STREAMS_LIMIT);
     plane.tunnels.register(&config.node_name, Arc::new(Pipe(dials)));
     tree.spawn("kubelet server", kubelet_server::serve(kubelet.clone(), streams, tree.shutdown()));
@@ -70,12 +68,9 @@ pub async fn start(config: &Config, plane: &ControlPlane, tree: &mut Tree) -> an
 }
 
 impl Node {
-    /// Takes everything of this node away: for the demo and for uninstalling. Pods must have ended.
+    /// Takes everything of this node away: for the demo and for uninstalling.
     pub async fn remove(&self) -> anyhow::Result<()> {
-        for pod in self.runtime.list().await?.into_iter().map(|sandbox| sandbox.pod) {
-            self.runtime.stop_sandbox(&pod.uid).await?;
-            self.runtime.remove_sandbox(&pod.uid, false).await?;
-        }
+        self.runtime.remove_all().await.context("remove what is left of the pods")?;
         self.network.teardown().await.context("take the pod network down")
     }
 }

@@ -166,10 +166,10 @@ impl Board {
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         assert!(
             output.status.success(),
-            "kubectl {arguments:?}: {}\n{text}{}\n--- server ---\n{}",
+            "kubectl {arguments:?}: {}\n{text}{}\n{}",
             output.status,
             String::from_utf8_lossy(&output.stderr),
-            self.log()
+            self.scene()
         );
         text
     }
@@ -236,12 +236,34 @@ impl Board {
 
     /// Waits for a condition of the world outside; fails the test after a minute.
     pub fn until(&self, what: &str, condition: impl FnMut() -> bool) {
-        assert!(bounded(Duration::from_secs(60), condition), "timed out: {what}\n--- server ---\n{}", self.log());
+        assert!(bounded(Duration::from_secs(60), condition), "timed out: {what}\n{}", self.scene());
+    }
+
+    /// What there is to see when something went wrong.
+    fn scene(&self) -> String {
+        let mut text = String::new();
+        if self.server.is_some() {
+            let output = self.edgelet(&["get", "pods", "-A", "-o", "wide"]);
+            text.push_str(&String::from_utf8_lossy(&output.stdout));
+            text.push_str(&String::from_utf8_lossy(&output.stderr));
+        }
+        for pid in self.shims() {
+            let cmdline = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let cmdline: String = String::from_utf8_lossy(&cmdline).replace('\0', " ").chars().take(140).collect();
+            text.push_str(&format!("shim {pid}: {cmdline}\n"));
+        }
+        format!("{text}--- server ---\n{}", self.log())
+    }
+
+    /// Everything that runs for this board: shims, the server, programs from its folders.
+    fn processes(&self) -> Vec<u32> {
+        let (directory, run) = (self.directory.display().to_string(), self.run.display().to_string());
+        processes_naming(&[&directory, &run, &self.cgroup], None)
     }
 
     /// Pids of the shims of this board.
     pub fn shims(&self) -> Vec<u32> {
-        processes_naming(&self.run.display().to_string(), Some("shim"))
+        processes_naming(&[&self.cgroup], Some("shim"))
     }
 
     /// Ends the board and asserts that nothing of it is left: no mount, process, cgroup, folder.
@@ -261,7 +283,7 @@ impl Board {
             .filter(|line| ours.iter().any(|folder| line.contains(folder.as_str())))
             .map(|line| format!("mount {line}"))
             .collect();
-        left.extend(processes_naming(&ours[1], None).iter().map(|pid| format!("process {pid}")));
+        left.extend(self.processes().iter().map(|pid| format!("process {pid}")));
         left.extend(self.pod_cgroups().iter().map(|path| format!("cgroup {}", path.display())));
         for folder in ["pods", "netns"] {
             let entries = fs::read_dir(self.run.join(folder)).into_iter().flatten().flatten();
@@ -301,7 +323,7 @@ impl Drop for Board {
             let _ = server.kill();
             let _ = server.wait();
         }
-        for pid in processes_naming(&self.run.display().to_string(), None) {
+        for pid in self.processes() {
             let _ = Command::new("kill").args(["-KILL", &pid.to_string()]).status();
         }
         self.kill_cgroups();
@@ -364,18 +386,16 @@ pub fn bounded(limit: Duration, mut condition: impl FnMut() -> bool) -> bool {
     condition()
 }
 
-/// Processes whose command line or environment-free argv names a folder.
-fn processes_naming(folder: &str, also: Option<&str>) -> Vec<u32> {
+/// Processes whose command line or program names one of these.
+fn processes_naming(names: &[&str], also: Option<&str>) -> Vec<u32> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc").unwrap().flatten() {
         let Ok(pid) = entry.file_name().to_string_lossy().parse::<u32>() else { continue };
         let cmdline = fs::read(entry.path().join("cmdline")).unwrap_or_default();
         let cmdline = String::from_utf8_lossy(&cmdline).replace('\0', " ");
         let exe = fs::read_link(entry.path().join("exe")).unwrap_or_default().display().to_string();
-        if (cmdline.contains(folder) || exe.contains(folder))
-            && also.is_none_or(|word| cmdline.contains(word))
-            && pid != std::process::id()
-        {
+        let named = names.iter().any(|name| cmdline.contains(name) || exe.contains(name));
+        if named && also.is_none_or(|word| cmdline.contains(word)) && pid != std::process::id() {
             found.push(pid);
         }
     }
