@@ -1,6 +1,13 @@
 //! Durable creates per second and bytes written per create: the store alone, and ConfigMaps through the registry.
 //! Run: `cargo bench --bench store`. `EDGELET_BENCH_DIR` names the disk, `EDGELET_BENCH_S` the seconds per row.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a test ends at the first surprise"
+)]
+
 use bytes::Bytes;
 use edgelet::api::kinds::Kinds;
 use edgelet::clock::{Clock, monotonic};

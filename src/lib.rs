@@ -39,6 +39,8 @@
 //! * Time comes from `clock` alone, so that a test owns it.
 //! * All `unsafe` code is in `sys`, but for the shim's fork.
 
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::cast_possible_truncation, clippy::cast_sign_loss))]
+
 // Floor 0: the machine.
 pub mod clock;
 pub mod supervise;

@@ -1,5 +1,12 @@
 //! Other people's clients against the binary: kubectl, the oldest that is supported and the newest.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a test ends at the first surprise"
+)]
+
 mod harness;
 
 use harness::Board;

@@ -1,5 +1,12 @@
 //! Tests against the real kernel. They need root; each makes what it needs and leaves nothing.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a test ends at the first surprise"
+)]
+
 #[path = "node/network.rs"]
 mod network;
 #[path = "node/runtime.rs"]

@@ -1,5 +1,12 @@
 //! The house rules that a compiler does not check: floors, unsafe, sizes, openings, the README's commands.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a test ends at the first surprise"
+)]
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};

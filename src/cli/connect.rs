@@ -4,7 +4,6 @@ use crate::client::Remote;
 use crate::client::kubeconfig::Access;
 use anyhow::Context;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 /// Where `edgelet server` writes the admin's access.
 const SERVER_KUBECONFIG: &str = "/var/lib/edgelet/kubeconfig";

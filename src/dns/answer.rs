@@ -29,6 +29,7 @@ impl Reply {
 }
 
 #[derive(Clone, Debug, PartialEq)]
+#[allow(clippy::large_enum_variant, reason = "lives for one question on the stack; a box would cost every question")]
 pub enum Answer {
     /// From the zone.
     Local(Reply),

@@ -116,7 +116,9 @@ impl Renderer {
 }
 
 /// `TIME STREAM TAG CONTENT`: time, stream, whether the line is whole, content.
-fn parse(line: &[u8]) -> Option<(&[u8], &[u8], bool, &[u8])> {
+type Line<'a> = (&'a [u8], &'a [u8], bool, &'a [u8]);
+
+fn parse(line: &[u8]) -> Option<Line<'_>> {
     let line = line.strip_suffix(b"\n").unwrap_or(line);
     let mut parts = line.splitn(4, |byte| *byte == b' ');
     let (time, stream, tag) = (parts.next()?, parts.next()?, parts.next()?);
@@ -252,7 +254,7 @@ impl Watch {
         let fd = inotify::init(inotify::CreateFlags::NONBLOCK | inotify::CreateFlags::CLOEXEC)?;
         let events = inotify::WatchFlags::MODIFY | inotify::WatchFlags::CREATE | inotify::WatchFlags::MOVED_TO;
         inotify::add_watch(&fd, directory, events)?;
-        Ok(Self(AsyncFd::new(fd)?))
+        Ok(Self(crate::sys::watch::watch(fd)?))
     }
 
     async fn changed(&self) -> io::Result<()> {

@@ -281,7 +281,8 @@ mod tests {
         let ready = [("10.42.0.2", "here", true), ("10.42.1.3", "there", true)];
         let port = json!([{"name": "http", "protocol": "TCP", "port": 80, "nodePort": 30080}]);
         let plain = json!([{"name": "http", "protocol": "TCP", "port": 80}]);
-        let cases: Vec<(&str, Value, Vec<(&str, &str, bool)>, Vec<&str>)> = vec![
+        type Case<'a> = (&'a str, Value, Vec<(&'a str, &'a str, bool)>, Vec<&'a str>);
+        let cases: Vec<Case> = vec![
             (
                 "cluster address",
                 json!({"clusterIP": "10.43.0.7", "ports": plain}),

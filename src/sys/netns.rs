@@ -51,6 +51,8 @@ pub fn sysctl(name: &str, value: &str) -> io::Result<()> {
 
 /// Whether a namespace is pinned at `path`; a plain file left by a crash is not one.
 pub fn is_pinned(path: &Path) -> bool {
+    // The field is as wide as a register: not everywhere an i64.
+    #[allow(clippy::useless_conversion)]
     rustix::fs::statfs(path).is_ok_and(|status| i64::from(status.f_type) == NSFS_MAGIC)
 }
 

@@ -125,6 +125,7 @@ pub struct RootSubresource {
     pub verbs: &'static [&'static str],
 }
 
+#[allow(clippy::all, reason = "generated")]
 mod data {
     use super::{Default, Field, Kind, ListType, More, Root, RootSubresource, Shape, Type};
     include!(concat!(env!("OUT_DIR"), "/scheme.rs"));

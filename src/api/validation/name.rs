@@ -198,9 +198,11 @@ pub fn unmatched(words: &str, format: &str, examples: &[&str]) -> String {
 mod tests {
     use super::*;
 
+    type Rule = fn(&str) -> Vec<String>;
+
     #[test]
     fn names_are_judged_by_their_rule() {
-        let good: [(fn(&str) -> Vec<String>, &[&str]); 7] = [
+        let good: [(Rule, &[&str]); 7] = [
             (subdomain, &["a", "a.b", "1-2.x"]),
             (label, &["a", "1a-b"]),
             (label_1035, &["a", "a-1"]),
@@ -214,7 +216,7 @@ mod tests {
                 assert_eq!(check(value), Vec::<String>::new(), "{value}");
             }
         }
-        let bad: [(fn(&str) -> Vec<String>, &[&str]); 7] = [
+        let bad: [(Rule, &[&str]); 7] = [
             (subdomain, &["", "A", "a..b", "-a", "a_b"]),
             (label, &["a.b", "a-", ""]),
             (label_1035, &["1a"]),

@@ -214,8 +214,8 @@ fn stuck_after(deployment: &Deployment, status: &DeploymentStatus, now: Timestam
 
 /// Takes over what hinders a ReplicaSet from making pods.
 fn failure(status: &mut DeploymentStatus, sets: &[ReplicaSet], now: Timestamp) {
-    let failures = sets.iter().rev().flat_map(|set| &set.status.conditions);
-    match failures.filter(|condition| condition.r#type == "ReplicaFailure").next_back().cloned() {
+    let mut failures = sets.iter().rev().flat_map(|set| &set.status.conditions);
+    match failures.rfind(|condition| condition.r#type == "ReplicaFailure").cloned() {
         Some(failure) => set(status, failure, now),
         None => status.conditions.retain(|condition| condition.r#type != "ReplicaFailure"),
     }

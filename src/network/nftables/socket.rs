@@ -12,8 +12,6 @@ use std::io;
 const SEND_BUFFER_BYTES: usize = 64 << 20;
 const RECEIVE_BUFFER_BYTES: usize = 8 << 20;
 const HEADER_BYTES: usize = 16;
-/// Netlink's header and nfnetlink's.
-const MESSAGE_HEADER_BYTES: usize = 20;
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
 /// The sequence number of the message after a batch; batches count from 1.
@@ -252,7 +250,7 @@ mod tests {
         write_message(&mut writer, 8, 0, 4, 2, 0, |_| {});
         let all: Vec<_> = messages(&writer.0).map(|(kind, sequence, _, body)| (kind, sequence, body.len())).collect();
         assert_eq!(all, [(7, 3, 12), (8, 4, 4)]);
-        assert_eq!(writer.0.len() - MESSAGE_HEADER_BYTES, 28);
+        assert_eq!(writer.0.len() - 20, 28);
         writer.0.truncate(30);
         assert_eq!(messages(&writer.0).count(), 1);
         assert_eq!(messages(&[0; 16]).count(), 0);
