@@ -1,7 +1,13 @@
 //! Rates of the API over TLS with kept-alive connections: GET of one ConfigMap, and creation of small ones.
 //! `cargo bench --bench api [-- SECONDS]`. Server, store (SQLite, durable) and clients share this machine.
 
-#![allow(clippy::unwrap_used, reason = "a measurement stops at the first surprise")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    clippy::cast_precision_loss,
+    clippy::cast_possible_wrap,
+    reason = "a measurement stops at the first surprise"
+)]
 
 use bytes::Bytes;
 use edgelet::api::kinds::Kinds;

@@ -1,7 +1,13 @@
 //! Stories of a whole cluster in one thread: the real registry on the in-memory store, the real loops, time paused,
 //! and nodes whose pods run as soon as they are bound.
 
-#![allow(clippy::unwrap_used, reason = "a test ends at what it did not expect")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    clippy::cast_precision_loss,
+    clippy::cast_possible_wrap,
+    reason = "a test ends at what it did not expect"
+)]
 
 #[path = "cluster/deployment.rs"]
 mod deployment;
