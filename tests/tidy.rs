@@ -2,6 +2,7 @@
 
 #![allow(
     clippy::unwrap_used,
+    clippy::disallowed_methods,
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
     reason = "a test ends at the first surprise"
@@ -40,6 +41,7 @@ const FLOORS: &[(&str, u32)] = &[
     ("lib", 8),
 ];
 
+/// On the ground floor and in the wiring neighbours may know each other; nowhere else.
 /// The loops: they meet through objects only.
 const LOOPS: u32 = 5;
 /// Files that may be longer: uniform tables, where length is no complexity.
@@ -95,8 +97,9 @@ fn files_import_downward_only() {
                 let rest = &code[at + "crate::".len()..];
                 let to: String = rest.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect();
                 let Some(target) = floors.get(to.as_str()).copied() else { continue };
+                let wiring = target == floor && (floor == 0 || floor == 6);
                 let past_the_client = floor == LOOPS && (to == "registry" || to == "store");
-                if to != from && (target >= floor || past_the_client) {
+                if to != from && ((target >= floor && !wiring) || past_the_client) {
                     wrong.push(format!("{file}:{}: {from} (floor {floor}) imports {to} (floor {target})", number + 1));
                 }
             }
@@ -126,7 +129,7 @@ fn files_open_with_what_they_own_and_stay_readable() {
     let mut wrong = Vec::new();
     for (file, text) in sources("src") {
         let opening = text.lines().take_while(|line| line.starts_with("//!")).count();
-        if opening == 0 {
+        if opening == 0 && !is_test_file(&file) {
             wrong.push(format!("{file}: does not say in `//!` lines what it owns"));
         }
         if opening > OPENING_LIMIT_LINES && file != "src/lib.rs" && file != "src/tunnel.rs" {

@@ -12,7 +12,8 @@ pub mod workqueue;
 use crate::api::kinds::{Kind, Text};
 use crate::api::object::Object;
 use crate::api::status::Result;
-use crate::registry::{DeleteOptions, ListOptions, PatchType};
+/// What the verbs take; loops know them from here alone.
+pub use crate::registry::{DeleteOptions, ListOptions, PatchType, Propagation};
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
 use serde::Deserialize;

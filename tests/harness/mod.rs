@@ -37,7 +37,7 @@ pub fn can_run() -> bool {
 
 /// A program that `tests/run` fetched; loud when it is missing.
 pub fn tool(name: &str) -> Option<PathBuf> {
-    let folder = std::env::var_os("EDGELET_TEST_TOOLS").map_or_else(|| default_tools(), PathBuf::from);
+    let folder = std::env::var_os("EDGELET_TEST_TOOLS").map_or_else(default_tools, PathBuf::from);
     let path = folder.join(name);
     if path.exists() {
         return Some(path);

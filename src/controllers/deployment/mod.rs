@@ -15,7 +15,7 @@ use crate::api::view::workload::{Deployment, ReplicaSet};
 use crate::client::events::Type;
 use crate::client::informer::Change;
 use crate::client::{DEPLOYMENTS, EventRecorder, Informer, Item, ObjectRef, PODS, REPLICASETS};
-use crate::registry::{DeleteOptions, PatchType};
+use crate::client::{DeleteOptions, PatchType};
 use futures_util::future::BoxFuture;
 use plan::{Action, plan, scale_patch};
 use serde_json::{Value, json};

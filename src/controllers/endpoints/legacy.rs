@@ -3,10 +3,10 @@
 use super::{PodFacts, families, is_selecting, labels, selected, services_of_pod};
 use crate::api::status::Result;
 use crate::api::view::service::{EndpointPort, Service};
+use crate::client::{DeleteOptions, PatchType};
 use crate::client::{ENDPOINTS, Informer, PODS, SERVICES};
 use crate::controllers::Tools;
 use crate::controllers::runner::{Reconcile, Source};
-use crate::registry::{DeleteOptions, PatchType};
 use futures_util::future::BoxFuture;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;

@@ -2,8 +2,8 @@
 //! Source of behaviour: upstream's garbage collector; the words are those of its documentation.
 
 use crate::api::view::meta::{Meta, OwnerReference};
+use crate::client::Propagation;
 use crate::client::Resource;
-use crate::registry::Propagation;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 

@@ -12,7 +12,7 @@ use crate::api::view::meta::{Any, OwnerReference};
 use crate::client::informer::Scope;
 use crate::client::reflector::{Sink, reflect};
 use crate::client::{Client, Item, Resource, WorkQueue};
-use crate::registry::{DeleteOptions, PatchType, Propagation};
+use crate::client::{DeleteOptions, PatchType, Propagation};
 use crate::supervise::Shutdown;
 use futures_util::future::BoxFuture;
 use graph::{FOREGROUND, Graph, Node, ORPHAN, Verdict};
