@@ -26,11 +26,15 @@ const STREAMS_LIMIT: usize = 16;
 pub struct Node {
     network: Network,
     runtime: LibcontainerRuntime,
+    _claim: std::fs::File,
 }
 
 /// Starts the node of the server's own board.
 pub async fn start(config: &Config, plane: &ControlPlane, tree: &mut Tree) -> anyhow::Result<Node> {
     let (clock, trace) = (plane.clock.clone(), plane.trace.clone());
+    let run = &config.run_directory;
+    std::fs::create_dir_all(run).with_context(|| format!("make folder {}", run.display()))?;
+    let claim = crate::server::claim(run)?;
     let network = Network::new(network_config(config)).context("prepare the pod network")?;
     network.setup().await.context("set up the pod network")?;
     let images = ImageStore::open(&config.data_directory.join("images"), clock.clone())?;
@@ -64,7 +68,7 @@ pub async fn start(config: &Config, plane: &ControlPlane, tree: &mut Tree) -> an
     tree.spawn("kubelet server", kubelet_server::serve(kubelet.clone(), streams, tree.shutdown()));
     tree.spawn("node status", node_status::run(kubelet.clone(), informers, tree.shutdown()));
     tree.spawn("kubelet", kubelet.run(tree.shutdown()));
-    Ok(Node { network, runtime })
+    Ok(Node { network, runtime, _claim: claim })
 }
 
 impl Node {

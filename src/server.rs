@@ -16,6 +16,8 @@ use crate::supervise::Tree;
 use crate::telemetry::Trace;
 use crate::tunnel::Tunnels;
 use anyhow::Context;
+use rustix::fs::FlockOperation;
+use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
@@ -31,6 +33,7 @@ pub struct ControlPlane {
     pub trace: Arc<Trace>,
     pub clock: Clock,
     store: Arc<dyn Store>,
+    _claim: File,
 }
 
 /// Starts everything; the API answers when it returns.
@@ -39,6 +42,7 @@ pub async fn start(config: &Config, tree: &mut Tree) -> anyhow::Result<ControlPl
     let trace = Arc::new(Trace::default());
     let directory = config.data_directory.clone();
     make_private(&directory)?;
+    let claim = claim(&directory)?;
     let (opening, issuer) = (clock.clone(), format!("https://kubernetes.default.svc.{}", config.cluster_domain));
     let (store, pki) = tokio::task::spawn_blocking(move || {
         let database = directory.join("state.db");
@@ -81,12 +85,24 @@ pub async fn start(config: &Config, tree: &mut Tree) -> anyhow::Result<ControlPl
     tree.spawn("scheduler", scheduling);
     let controller_config = ControllerConfig::new(registry.kinds.clone(), pki.ca_pem().to_owned());
     controllers::run_all(&controller_config, client("kube-controller-manager"), informers.clone(), clock.clone(), tree);
-    Ok(ControlPlane { address, client: client("node"), informers, registry, tunnels, trace, clock, store })
+    Ok(ControlPlane {
+        address,
+        client: client("node"),
+        informers,
+        registry,
+        tunnels,
+        trace,
+        clock,
+        store,
+        _claim: claim,
+    })
 }
 
 impl ControlPlane {
     /// Writes what still waits in memory and closes the database. Call it when the tree has ended.
     pub async fn close(&self) -> anyhow::Result<()> {
+        // Those who follow the store would take its end for a failure and try again.
+        self.informers.end();
         self.store.close().await.context("close the database")
     }
 }
@@ -96,6 +112,20 @@ fn make_private(directory: &Path) -> anyhow::Result<()> {
     use std::os::unix::fs::DirBuilderExt;
     let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory);
     made.with_context(|| format!("make folder {}", directory.display()))
+}
+
+/// A folder has one owner at a time: two servers on one database, or two nodes on one set of pods, would destroy
+/// each other's work. The kernel gives the claim back when the process ends, however it ends.
+pub(crate) fn claim(directory: &Path) -> anyhow::Result<File> {
+    let path = directory.join("edgelet.lock");
+    let file = File::create(&path).with_context(|| format!("make lock file {}", path.display()))?;
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            anyhow::bail!("another edgelet uses the folder {}: end it first", directory.display())
+        }
+        Err(error) => Err(error).with_context(|| format!("lock {}", path.display())),
+    }
 }
 
 /// The address others find the API at: the node's, unless the API listens on one of its own.
@@ -130,4 +160,19 @@ async fn write_kubeconfig(pki: &Pki, config: &Config, address: SocketAddr) -> an
     let (pki, path) = (pki.clone(), config.kubeconfig.clone());
     let written = tokio::task::spawn_blocking(move || pki.write_admin_kubeconfig(&path, &url)).await?;
     written.with_context(|| format!("write kubeconfig {}", config.kubeconfig.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_has_one_owner_at_a_time() {
+        let directory = tempfile::tempdir().expect("directory");
+        let first = claim(directory.path()).expect("free");
+        let refused = claim(directory.path()).expect_err("taken").to_string();
+        assert_eq!(refused, format!("another edgelet uses the folder {}: end it first", directory.path().display()));
+        drop(first);
+        claim(directory.path()).expect("free again");
+    }
 }

@@ -8,6 +8,7 @@ use std::ops::Bound;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
+use tokio::task::AbortHandle;
 
 /// What an informer holds: a namespace and selectors narrow it; empty = everything.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -296,7 +297,12 @@ impl Informer {
 #[derive(Clone)]
 pub struct Informers {
     client: Client,
-    shared: Arc<Mutex<HashMap<(Resource, Scope), Informer>>>,
+    shared: Arc<Mutex<HashMap<(Resource, Scope), Followed>>>,
+}
+
+struct Followed {
+    informer: Informer,
+    task: AbortHandle,
 }
 
 impl Informers {
@@ -304,15 +310,22 @@ impl Informers {
         Self { client, shared: Arc::default() }
     }
 
-    /// The informer of a resource; the first caller starts its task, which ends with the process.
+    /// The informer of a resource; the first caller starts its task, which runs until `end`.
     pub fn get(&self, resource: Resource, scope: Scope) -> Informer {
         let mut shared = self.shared.lock().expect("no panic while the informers are locked");
         let make = || {
             let informer = Informer::new(resource);
-            tokio::spawn(reflect(self.client.clone(), resource, scope.clone(), informer.inner.clone()));
-            informer
+            let task = tokio::spawn(reflect(self.client.clone(), resource, scope.clone(), informer.inner.clone()));
+            Followed { informer, task: task.abort_handle() }
         };
-        shared.entry((resource, scope.clone())).or_insert_with(make).clone()
+        shared.entry((resource, scope.clone())).or_insert_with(make).informer.clone()
+    }
+
+    /// Follows nothing any more: before the server behind the client ends.
+    pub fn end(&self) {
+        for followed in self.shared.lock().expect("no panic while the informers are locked").values() {
+            followed.task.abort();
+        }
     }
 
     /// The informer of a resource in all namespaces.
