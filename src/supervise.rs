@@ -1,10 +1,14 @@
 //! The task tree: named tasks that end together, in the reverse of the order they were started in.
-//! A task that panics is logged with its name and restarted with backoff where it can be made again.
+//! A task that panics is logged with its name and restarted with backoff where it can be made again;
+//! where it cannot, the tree says so and its owner ends: a process without it would only look alive.
 
+use futures_util::FutureExt;
 use std::future::Future;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 
 /// A signal that the process is to end; cheap to clone and to wait for.
 #[derive(Clone, Debug)]
@@ -26,12 +30,14 @@ impl Shutdown {
 /// The owner of the tasks.
 pub struct Tree {
     stop: watch::Sender<bool>,
+    /// The first task that panicked and cannot be made again.
+    lost: Arc<watch::Sender<Option<&'static str>>>,
     tasks: Vec<(&'static str, JoinHandle<()>)>,
 }
 
 impl Default for Tree {
     fn default() -> Self {
-        Self { stop: watch::channel(false).0, tasks: Vec::new() }
+        Self { stop: watch::Sender::new(false), lost: Arc::new(watch::Sender::new(None)), tasks: Vec::new() }
     }
 }
 
@@ -42,7 +48,27 @@ impl Tree {
 
     /// Starts a task that ends by itself once shutdown is requested.
     pub fn spawn(&mut self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
-        self.tasks.push((name, tokio::spawn(task)));
+        let lost = self.lost.clone();
+        let watched = async move {
+            if AssertUnwindSafe(task).catch_unwind().await.is_err() {
+                tracing::error!(task = name, "task panicked and cannot be started again");
+                lost.send_modify(|first| *first = first.or(Some(name)));
+            }
+        };
+        self.tasks.push((name, tokio::spawn(watched)));
+    }
+
+    /// Waits until a task has panicked that cannot be made again; its name.
+    pub async fn lost(&self) -> &'static str {
+        let mut lost = self.lost.subscribe();
+        loop {
+            let name = *lost.borrow_and_update();
+            if let Some(name) = name {
+                return name;
+            }
+            // The sender is this tree's own.
+            let _ = lost.changed().await;
+        }
     }
 
     /// Starts a loop that is made again, with backoff, when it panics.
@@ -55,12 +81,14 @@ impl Tree {
         self.spawn(name, async move {
             let mut backoff = Duration::from_millis(100);
             loop {
-                match tokio::spawn(make()).await {
-                    Ok(()) => return,
-                    Err(error) if error.is_panic() => {
+                // A set, so that the task ends with this one when it is aborted.
+                let mut task = JoinSet::new();
+                task.spawn(make());
+                match task.join_next().await {
+                    Some(Err(error)) if error.is_panic() => {
                         tracing::error!(task = name, "task panicked; starting it again");
                     }
-                    Err(_) => return,
+                    _ => return,
                 }
                 tokio::select! {
                     () = shutdown.requested() => return,
@@ -80,5 +108,40 @@ impl Tree {
                 task.abort();
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_tree_tells_of_a_task_that_panicked() {
+        let mut tree = Tree::default();
+        let shutdown = tree.shutdown();
+        tree.spawn("healthy", async move { shutdown.requested().await });
+        let none = tokio::time::timeout(Duration::from_secs(60), tree.lost()).await;
+        assert!(none.is_err());
+        tree.spawn("broken", async { panic!("as a test wants it") });
+        assert_eq!(tree.lost().await, "broken");
+        tree.end(Duration::from_secs(1)).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_restarted_task_ends_with_the_tree_even_when_it_does_not_heed_it() {
+        let alive = Arc::new(());
+        let mut tree = Tree::default();
+        let held = alive.clone();
+        tree.spawn_restarting("stubborn", move || {
+            let held = held.clone();
+            async move {
+                std::future::pending::<()>().await;
+                drop(held);
+            }
+        });
+        tokio::task::yield_now().await;
+        tree.end(Duration::from_secs(1)).await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(Arc::strong_count(&alive), 1);
     }
 }

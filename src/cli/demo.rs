@@ -4,12 +4,13 @@
 use super::{apply, block_on, image};
 use crate::api::object::{Object, ObjectExt};
 use crate::client::kubeconfig::Access;
-use crate::client::{Client, DEPLOYMENTS, ENDPOINTSLICES, Informer, PODS, Remote, SERVICES};
+use crate::client::{Client, DEPLOYMENTS, ENDPOINTSLICES, Informer, Informers, PODS, Remote, SERVICES};
 use crate::clock::Clock;
 use crate::config::{Config, Typed};
 use crate::image::ImageStore;
 use crate::image::manifest::Process;
 use crate::registry::{DeleteOptions, Propagation};
+use crate::server::ControlPlane;
 use crate::supervise::Tree;
 use crate::telemetry::Trace;
 use crate::{node, server};
@@ -127,11 +128,17 @@ async fn demo(config: Config, once: bool) -> anyhow::Result<ExitCode> {
     let node = node::start(&config, &plane, &mut tree).await?;
     say(&format!("node {} runs: bridge {}, rules, DNS {}", config.node_name, config.bridge, config.dns_ip));
     let pods = plane.informers.all(PODS);
-    tree.spawn("demo steps", print_steps(plane.trace.clone(), pods.clone(), begun));
+    let (steps, shutdown) = (print_steps(plane.trace.clone(), pods.clone(), begun), tree.shutdown());
+    tree.spawn("demo steps", async move {
+        tokio::select! {
+            () = steps => {}
+            () = shutdown.requested() => {}
+        }
+    });
 
     let work = async {
         install(&config).await?;
-        let url = answering(&plane.client, &config).await?;
+        let url = answering(&plane, &config).await?;
         say("the Service answers");
         tell(&url, &config);
         anyhow::Ok(())
@@ -140,11 +147,13 @@ async fn demo(config: Config, once: bool) -> anyhow::Result<ExitCode> {
         done = work => done,
         _ = interrupted.recv() => Ok(()),
         _ = terminated.recv() => Ok(()),
+        task = tree.lost() => Err(anyhow::anyhow!("task {task} panicked")),
     };
     if outcome.is_ok() && !once {
         tokio::select! {
             _ = interrupted.recv() => {}
             _ = terminated.recv() => {}
+            task = tree.lost() => outcome = Err(anyhow::anyhow!("task {task} panicked")),
         }
     }
     println!();
@@ -172,11 +181,11 @@ async fn install(config: &Config) -> anyhow::Result<()> {
 }
 
 /// Waits, by the slices' informer, for every endpoint to be ready, then asks the Service for its page.
-async fn answering(client: &Client, config: &Config) -> anyhow::Result<String> {
-    let service = client.get(SERVICES, "default", "hello").await?.object()?;
+async fn answering(plane: &ControlPlane, config: &Config) -> anyhow::Result<String> {
+    let service = plane.client.get(SERVICES, "default", "hello").await?.object()?;
     let port = service.at(&["spec", "ports"]).and_then(|ports| ports.get(0)?.get("nodePort")?.as_u64());
     let url = format!("http://{}:{}/", config.node_ip, port.context("the Service has no node port")?);
-    tokio::time::timeout(READY_TIMEOUT, ready(client))
+    tokio::time::timeout(READY_TIMEOUT, ready(&plane.informers))
         .await
         .context("the demo's pods did not become ready in time")??;
     let page = reqwest::get(&url).await.with_context(|| format!("ask {url}"))?.text().await?;
@@ -184,8 +193,7 @@ async fn answering(client: &Client, config: &Config) -> anyhow::Result<String> {
     Ok(url)
 }
 
-async fn ready(client: &Client) -> anyhow::Result<()> {
-    let informers = crate::client::Informers::new(client.clone());
+async fn ready(informers: &Informers) -> anyhow::Result<()> {
     let slices = informers
         .get(ENDPOINTSLICES, crate::client::informer::Scope { namespace: "default".into(), ..Default::default() });
     let mut changes = slices.subscribe();

@@ -39,12 +39,16 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
     let plane = server::start(&config, &mut tree).await?;
     let _node = node::start(&config, &plane, &mut tree).await?;
     tracing::info!(address = %plane.address, kubeconfig = %config.kubeconfig.display(), "serving");
-    tokio::select! {
-        _ = interrupted.recv() => {}
-        _ = terminated.recv() => {}
-    }
+    let lost = tokio::select! {
+        _ = interrupted.recv() => None,
+        _ = terminated.recv() => None,
+        task = tree.lost() => Some(task),
+    };
     tracing::info!("shutting down; pods go on running");
     tree.end(SHUTDOWN_GRACE).await;
     plane.close().await?;
-    Ok(ExitCode::SUCCESS)
+    match lost {
+        Some(task) => bail!("task {task} panicked"),
+        None => Ok(ExitCode::SUCCESS),
+    }
 }
