@@ -320,6 +320,10 @@ impl Shim {
             Ok(pair) => pair,
             Err(error) => return Some(failed(error)),
         };
+        // A killed helper's own children may hold the other end open: reading must never wait for them.
+        if let Err(error) = rustix::io::ioctl_fionbio(&report, true) {
+            return Some(failed(error));
+        }
         match process::fork_child(move || job(theirs)) {
             Ok(pid) => {
                 let deadline = monotonic() + Duration::from_secs(timeout_s.clamp(1, 600));
