@@ -23,6 +23,8 @@ struct State {
     requests: VecDeque<Request>,
     /// Nobody can ask any more.
     abandoned: bool,
+    /// Nobody will answer any more.
+    closed: bool,
 }
 
 impl Queue {
@@ -40,7 +42,14 @@ impl Queue {
             Ok(permit) => permit.forget(),
             Err(_) => return Err(request),
         }
-        self.lock().requests.push_back(request);
+        {
+            let mut state = self.lock();
+            // Between the permit and here the writer may have ended.
+            if state.closed {
+                return Err(request);
+            }
+            state.requests.push_back(request);
+        }
         self.filled.notify_one();
         Ok(())
     }
@@ -54,7 +63,9 @@ impl Queue {
     /// Refuses every request from now on.
     pub fn close(&self) {
         self.room.close();
-        self.lock().requests.clear();
+        let mut state = self.lock();
+        state.closed = true;
+        state.requests.clear();
     }
 
     pub fn is_empty(&self) -> bool {

@@ -42,6 +42,15 @@ pub(super) struct Writer {
     lazy_bytes: usize,
 }
 
+/// However the writer ends, by a panic too, nobody may go on waiting for it.
+struct Closing(Arc<Queue>);
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
 /// What one commit covers.
 #[derive(Default)]
 struct Batch {
@@ -89,6 +98,7 @@ impl Writer {
 
     pub fn run(mut self) {
         let queue = self.queue.clone();
+        let _closing = Closing(queue.clone());
         let mut usual = 1;
         while queue.wait(usual).is_some() {
             let mut batch = self.gather();
