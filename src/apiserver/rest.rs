@@ -1,6 +1,7 @@
 //! Paths of resources to verbs of the registry. The row of the table says which exist.
 
-use super::auth::{escalation, reviews};
+use super::auth::rbac::Attributes;
+use super::auth::{escalation, refusal, reviews};
 use super::negotiate::{self, Shapes};
 use super::present::{self, Presenter};
 use super::query::{self, WriteOptions};
@@ -210,6 +211,9 @@ async fn update(server: &ApiServer, call: &Call, kind: &KindRef, sub: &str, body
     let context = context(call, &options);
     let (namespace, name) = (namespace(call, kind), &call.info.name);
     let registry = server.registry();
+    if sub.is_empty() {
+        check_create(server, call, kind).await?;
+    }
     if escalation::guards(kind, &call.user) {
         let old = registry.get(kind, namespace, name).await.ok();
         let tried = registry.update(&tried(&context), kind, sub, namespace, name, object.clone()).await?;
@@ -217,6 +221,20 @@ async fn update(server: &ApiServer, call: &Call, kind: &KindRef, sub: &str, body
     }
     let written = registry.update(&context, kind, sub, namespace, name, object).await?;
     wrote(server, call, kind, sub, &written, style)
+}
+
+/// To put an object where there is none is to create it, which is a right of its own.
+async fn check_create(server: &ApiServer, call: &Call, kind: &KindRef) -> Result<()> {
+    if !kind.create_on_update {
+        return Ok(());
+    }
+    match server.registry().get(kind, namespace(call, kind), &call.info.name).await {
+        Err(error) if error.is_not_found() => {}
+        _ => return Ok(()),
+    }
+    let attributes = Attributes { verb: "create", ..call.info.attributes() };
+    let access = server.auth().access(&call.user, &attributes).await;
+    if access.allowed { Ok(()) } else { Err(refusal(&call.user, &attributes, &access.reason)) }
 }
 
 async fn patch(server: &ApiServer, call: &Call, kind: &KindRef, sub: &str, body: Body) -> Result<Response> {

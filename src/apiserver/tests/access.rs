@@ -208,3 +208,31 @@ async fn reading_pods_is_not_enough_to_run_commands_in_them() {
     assert_eq!(refused.code, 403);
     assert!(refused.text().contains("cannot create resource \\\"pods/exec\\\""), "{}", refused.text());
 }
+
+#[tokio::test(start_paused = true)]
+async fn putting_a_new_object_needs_the_right_to_create() {
+    let cluster = Cluster::new().await;
+    let bob_may = async |verbs: Value| {
+        let rules = json!([{"verbs": verbs, "apiGroups": ["coordination.k8s.io"], "resources": ["leases"]}]);
+        let role = json!({"metadata": {"name": "r"}, "rules": rules});
+        let target = format!("{RBAC}/namespaces/g1/roles");
+        if cluster.ask(user("admin"), "PUT", &format!("{target}/r"), &[], &role.to_string()).await.code == 404 {
+            cluster.create(&target, role).await;
+        }
+    };
+    bob_may(json!(["update"])).await;
+    let reference = json!({"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "r"});
+    let subjects = json!([{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "bob"}]);
+    let binding = json!({"metadata": {"name": "b"}, "roleRef": reference, "subjects": subjects});
+    cluster.create(&format!("{RBAC}/namespaces/g1/rolebindings"), binding).await;
+    let target = "/apis/coordination.k8s.io/v1/namespaces/g1/leases/l";
+    let put = async || {
+        let lease = json!({"metadata": {"name": "l"}, "spec": {"holderIdentity": "bob"}}).to_string();
+        cluster.ask(user("bob"), "PUT", target, &[], &lease).await
+    };
+    let refused = put().await;
+    assert_eq!(refused.code, 403);
+    assert!(refused.text().contains("cannot create resource \\\"leases\\\""), "{}", refused.text());
+    bob_may(json!(["update", "create"])).await;
+    assert_eq!(put().await.code, 201);
+}
