@@ -29,7 +29,7 @@ use crate::api::view::pod::Pod;
 use crate::client::informer::{Change, Scope};
 use crate::client::{Client, EventRecorder, Informer, Informers, Item, PODS, SERVICES};
 use crate::clock::Clock;
-use crate::runtime::{ContainerState, Runtime, SandboxStatus};
+use crate::runtime::{ContainerState, Reason, Runtime, SandboxStatus};
 use crate::supervise::Shutdown;
 use crate::telemetry::Trace;
 use dns::{ClusterDns, ResolvConf};
@@ -48,10 +48,12 @@ use tokio::task::{Id, JoinSet};
 pub const CONTAINER_ID_SCHEME: &str = "edgelet://";
 
 /// Images pulled at the same time: one layer at a time saturates a board's disk.
-const PULLS_LIMIT: usize = 2;
+const PULLS_LIMIT: u32 = 2;
 /// Containers made at the same time: more only wait for each other's forks.
 const STARTS_LIMIT: usize = 4;
 const ORPHAN_GRACE: Duration = Duration::from_secs(30);
+const ORPHAN_RETRY: Duration = Duration::from_secs(10);
+const ORPHAN_RETRY_LIMIT: Duration = Duration::from_secs(300);
 const WORKER_RESTART_DELAY: Duration = Duration::from_secs(10);
 const LIST_RETRY: Duration = Duration::from_secs(1);
 
@@ -125,7 +127,7 @@ impl Kubelet {
             host: Host { ips: text(&config.node_ips) },
             dns: ClusterDns { servers: text(&config.cluster_dns), domain: config.cluster_domain.clone() },
             resolv_conf: ResolvConf::parse(&resolv_conf),
-            pulls: Semaphore::new(PULLS_LIMIT),
+            pulls: Semaphore::new(PULLS_LIMIT as usize),
             starts: Semaphore::new(STARTS_LIMIT),
             started_at: clock.now(),
             node_written_at: Mutex::default(),
@@ -156,7 +158,12 @@ impl Kubelet {
         self.pods.synced().await;
         let mut fleet = Fleet::new(self.clone(), self.known_sandboxes().await);
         let mut changes = self.pods.subscribe();
-        fleet.remove_orphans();
+        let wanted: Vec<String> = self.pods.list().iter().filter_map(uid_of).collect();
+        fleet.remove_orphans(&wanted);
+        // Before any worker makes something.
+        if let Err(error) = self.runtime.retain(&wanted).await {
+            tracing::warn!(%error, "give up what former pods left");
+        }
         loop {
             tokio::select! {
                 change = changes.next() => fleet.change(change),
@@ -180,6 +187,22 @@ impl Kubelet {
         }
     }
 
+    /// Makes room on a full disk, as far as images that no pod here needs take it.
+    async fn collect_images(&self) {
+        let Ok(_turns) = self.pulls.try_acquire_many(PULLS_LIMIT) else { return };
+        let pods: Vec<Pod> = self.pods.list().iter().filter_map(|item| item.view().ok()).collect();
+        let wanted: Vec<String> =
+            pods.iter().flat_map(|pod| memory::containers(pod).map(|(_, one)| one.image.clone())).collect();
+        match self.runtime.collect_images(&wanted).await {
+            Ok(gone) if gone.is_empty() => {}
+            Ok(gone) => {
+                tracing::info!(images = gone.len(), "removed unused images: the disk is short of space");
+                self.node_changed.notify_one();
+            }
+            Err(error) => tracing::warn!(%error, "remove unused images"),
+        }
+    }
+
     async fn remove_orphan(self: Arc<Self>, sandbox: SandboxStatus) {
         let uid = &sandbox.pod.uid;
         tracing::info!(
@@ -193,11 +216,14 @@ impl Kubelet {
         for error in futures_util::future::join_all(stops).await.into_iter().filter_map(Result::err) {
             tracing::warn!(%error, uid, "stop container of an orphan");
         }
-        if let Err(error) = self.runtime.stop_sandbox(uid).await {
-            tracing::warn!(%error, uid, "stop sandbox of an orphan");
-        }
-        if let Err(error) = self.runtime.remove_sandbox(uid, false).await {
-            tracing::warn!(%error, uid, "remove sandbox of an orphan");
+        let mut wait = ORPHAN_RETRY;
+        while let Err(error) = self.runtime.remove_sandbox(uid, false).await {
+            if error.reason == Reason::NotFound {
+                return;
+            }
+            tracing::warn!(%error, uid, "remove sandbox of an orphan; retrying");
+            self.clock.sleep(wait).await;
+            wait = (wait * 2).min(ORPHAN_RETRY_LIMIT);
         }
     }
 }
@@ -219,8 +245,7 @@ impl Fleet {
     }
 
     /// Sandboxes of pods that are not in the API any more.
-    fn remove_orphans(&mut self) {
-        let wanted: Vec<String> = self.kubelet.pods.list().iter().filter_map(uid_of).collect();
+    fn remove_orphans(&mut self, wanted: &[String]) {
         let orphans = self.known.extract_if(|uid, _| !wanted.contains(uid));
         for (_, sandbox) in orphans {
             self.tasks.spawn(self.kubelet.clone().remove_orphan(sandbox));

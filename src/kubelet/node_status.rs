@@ -24,6 +24,8 @@ const LEASE_DURATION_S: i64 = 40;
 /// Facts other than conditions (images, capacity) are written no more often.
 const REWRITE_AFTER_S: i64 = 30;
 const HEARTBEAT: Duration = Duration::from_secs(10);
+/// How often the disk is asked whether images must go.
+const IMAGES_CHECK: Duration = Duration::from_secs(60);
 /// The API server's first answers may take a moment.
 const RETRY: Duration = Duration::from_millis(500);
 const PODS_LIMIT: i64 = 110;
@@ -117,7 +119,16 @@ fn meminfo_bytes(meminfo: &str, name: &str) -> u64 {
 pub async fn run(kubelet: Arc<Kubelet>, informers: Informers, shutdown: Shutdown) {
     tokio::select! {
         () = shutdown.requested() => {}
-        () = keep(kubelet, informers) => {}
+        () = keep(kubelet.clone(), informers) => {}
+        () = collect_images(&kubelet) => {}
+    }
+}
+
+/// Beside the heartbeats, which must not wait for a slow disk. A file system tells nobody that it fills up.
+async fn collect_images(kubelet: &Kubelet) {
+    loop {
+        kubelet.clock.sleep(IMAGES_CHECK).await;
+        kubelet.collect_images().await;
     }
 }
 

@@ -396,6 +396,10 @@ impl Runtime for FakeRuntime {
         })
     }
 
+    fn retain<'a>(&'a self, _pod_uids: &'a [String]) -> Verb<'a, ()> {
+        Box::pin(async { Ok(()) })
+    }
+
     fn create_container<'a>(&'a self, pod_uid: &'a str, config: ContainerConfig) -> Verb<'a, String> {
         Box::pin(async move { self.create(pod_uid, &config) })
     }
@@ -521,6 +525,10 @@ impl Runtime for FakeRuntime {
 
     fn images(&self) -> Verb<'_, Vec<ImageStatus>> {
         Box::pin(async { Ok(self.state().images.values().cloned().collect()) })
+    }
+
+    fn collect_images<'a>(&'a self, _wanted: &'a [String]) -> Verb<'a, Vec<String>> {
+        Box::pin(async { Ok(Vec::new()) })
     }
 
     fn events(&self) -> mpsc::Receiver<RuntimeEvent> {

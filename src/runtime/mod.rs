@@ -384,6 +384,9 @@ pub trait Runtime: Send + Sync {
     /// (`keep_logs`) after it.
     fn remove_sandbox<'a>(&'a self, pod_uid: &'a str, keep_logs: bool) -> Verb<'a, ()>;
 
+    /// Gives up what is kept for pods that are neither here nor listed: addresses and volumes.
+    fn retain<'a>(&'a self, pod_uids: &'a [String]) -> Verb<'a, ()>;
+
     /// The container's id. It does not run yet.
     fn create_container<'a>(&'a self, pod_uid: &'a str, config: ContainerConfig) -> Verb<'a, String>;
     fn start_container<'a>(&'a self, id: &'a str) -> Verb<'a, ()>;
@@ -418,6 +421,9 @@ pub trait Runtime: Send + Sync {
     fn image<'a>(&'a self, reference: &'a str) -> Verb<'a, Option<ImageStatus>>;
     fn pull_image<'a>(&'a self, reference: &'a str, auth: &'a [RegistryAuth]) -> Verb<'a, ImageStatus>;
     fn images(&self) -> Verb<'_, Vec<ImageStatus>>;
+    /// Removes images where the disk is short: never those that containers run from, nor the wanted references.
+    /// The ids of those that went. Not while an image is being pulled: it may count on a layer that goes.
+    fn collect_images<'a>(&'a self, wanted: &'a [String]) -> Verb<'a, Vec<String>>;
 
     /// Wakes the kubelet. One subscriber; a lost event costs latency only.
     fn events(&self) -> tokio::sync::mpsc::Receiver<RuntimeEvent>;

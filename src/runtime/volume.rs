@@ -90,6 +90,21 @@ impl Volumes {
         Ok(())
     }
 
+    /// Removes the volumes of all pods but these: those a pod left that went before its sandbox was made.
+    /// Goes on after errors and returns the first.
+    pub fn retain(&self, pod_uids: &[String]) -> Result<()> {
+        let mut result = Ok(());
+        for root in [&self.memory, &self.disk] {
+            for entry in fs::read_dir(root).into_iter().flatten().flatten() {
+                let name = entry.file_name().to_string_lossy().into_owned();
+                if !pod_uids.contains(&name) {
+                    result = result.and(self.remove(&name));
+                }
+            }
+        }
+        result
+    }
+
     fn published(&self, pod_uid: &str, volume: &str) -> Option<PathBuf> {
         if let Ok(path) = fs::read_link(self.host_link(pod_uid, volume)) {
             return Some(path);

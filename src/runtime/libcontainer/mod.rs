@@ -20,7 +20,7 @@ use crate::sys::cgroup::Cgroups;
 use crate::telemetry::Trace;
 use connection::Connection;
 use record::{ContainerRecord, PodPaths, SandboxRecord};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -329,6 +329,16 @@ impl Runtime for LibcontainerRuntime {
         Box::pin(self.remove_pod(pod_uid, keep_logs))
     }
 
+    fn retain<'a>(&'a self, pod_uids: &'a [String]) -> Verb<'a, ()> {
+        Box::pin(async move {
+            let here: Vec<String> = self.pods().keys().cloned().collect();
+            let kept = [here.as_slice(), pod_uids].concat();
+            self.0.network.retain(&kept);
+            let volumes = self.0.volumes.clone();
+            blocking(move || volumes.retain(&kept)).await
+        })
+    }
+
     fn create_container<'a>(&'a self, pod_uid: &'a str, config: ContainerConfig) -> Verb<'a, String> {
         Box::pin(self.create(pod_uid, config))
     }
@@ -429,6 +439,28 @@ impl Runtime for LibcontainerRuntime {
             let images = self.0.images.clone();
             let listed = blocking(move || images.list()).await.map_err(|error| image_error(&error))?;
             Ok(listed.iter().map(image_status).collect())
+        })
+    }
+
+    fn collect_images<'a>(&'a self, wanted: &'a [String]) -> Verb<'a, Vec<String>> {
+        Box::pin(async move {
+            let images = self.0.images.clone();
+            if !images.is_short_of_space().map_err(|error| image_error(&error))? {
+                return Ok(Vec::new());
+            }
+            let pods: Vec<Arc<Pod>> = self.pods().values().cloned().collect();
+            let ids = |pod: &Arc<Pod>| -> Vec<String> {
+                pod.state().containers.values().map(|one| one.record.image_id.clone()).collect()
+            };
+            let mut in_use: BTreeSet<String> = pods.iter().flat_map(ids).collect();
+            let wanted = wanted.to_vec();
+            let collected = blocking(move || {
+                for name in wanted {
+                    in_use.extend(images.get(&name).ok().flatten().map(|image| image.id));
+                }
+                images.collect(&in_use, false)
+            });
+            collected.await.map_err(|error| image_error(&error))
         })
     }
 
