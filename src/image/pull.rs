@@ -61,14 +61,20 @@ impl Puller {
         resolve: Arc<dyn reqwest::dns::Resolve>,
         insecure: Vec<String>,
     ) -> std::result::Result<Self, reqwest::Error> {
-        let client = Client::builder()
-            .user_agent(concat!("edgelet/", env!("CARGO_PKG_VERSION")))
-            .dns_resolver(resolve)
-            .connect_timeout(Duration::from_secs(15))
-            .read_timeout(READ_TIMEOUT)
-            .pool_max_idle_per_host(4)
-            .pool_idle_timeout(Duration::from_secs(30))
-            .build()?;
+        let builder = || {
+            Client::builder()
+                .user_agent(concat!("edgelet/", env!("CARGO_PKG_VERSION")))
+                .dns_resolver(resolve.clone())
+                .connect_timeout(Duration::from_secs(15))
+                .read_timeout(READ_TIMEOUT)
+                .pool_max_idle_per_host(4)
+                .pool_idle_timeout(Duration::from_secs(30))
+        };
+        // A machine without root certificates still runs the images it has, and pulls over plain HTTP.
+        let client = builder().build().or_else(|error| {
+            tracing::warn!(%error, "no root certificates: registries over HTTPS are not trusted");
+            builder().tls_certs_only([]).build()
+        })?;
         Ok(Self { client, insecure: Arc::new(insecure) })
     }
 
