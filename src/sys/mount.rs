@@ -13,11 +13,21 @@ pub const LAYERS_LIMIT: usize = 500;
 
 /// Mounts an overlay of `lower` (top first) with its writable layer at `target`.
 pub fn overlay(lower: &[PathBuf], upper: &Path, work: &Path, target: &Path) -> io::Result<()> {
+    let kernel = rustix::system::uname();
+    // Linux before 6.5 does not know `lowerdir+`; asked, it complains in its log, once a container.
+    if version(&kernel.release().to_string_lossy()) < (6, 5) {
+        return Ok(overlay_by_options(lower, upper, work, target)?);
+    }
     match overlay_by_layer(lower, upper, work, target) {
-        // Linux before 6.5 does not know `lowerdir+`.
         Err(Errno::INVAL | Errno::NOSYS) => Ok(overlay_by_options(lower, upper, work, target)?),
         result => Ok(result?),
     }
+}
+
+/// `6.1.0-56-cloud-amd64` is (6, 1).
+fn version(release: &str) -> (u32, u32) {
+    let mut numbers = release.split(|digit: char| !digit.is_ascii_digit()).map(|number| number.parse().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
 }
 
 fn overlay_by_layer(lower: &[PathBuf], upper: &Path, work: &Path, target: &Path) -> rustix::io::Result<()> {
@@ -124,6 +134,15 @@ pub fn read_in(root: &Path, path: &str, limit_bytes: u64) -> io::Result<Option<V
 mod tests {
     use super::*;
     use std::os::unix::fs::symlink;
+
+    #[test]
+    fn versions_compare_as_numbers() {
+        let cases = [("6.1.0-56-cloud-amd64", (6, 1)), ("6.18.44", (6, 18)), ("5.10-rc1", (5, 10)), ("7", (7, 0))];
+        for (release, expected) in cases {
+            assert_eq!(version(release), expected, "{release}");
+        }
+        assert!(version("6.18.44") > (6, 5) && version("6.1.0") < (6, 5));
+    }
 
     #[test]
     fn paths_stay_inside_the_root() {
