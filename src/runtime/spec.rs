@@ -527,6 +527,10 @@ fn resources(input: &Input<'_>) -> Value {
     if wanted.memory_limit_bytes > 0 && input.memory_controller {
         resources["memory"] = json!({"limit": floor(wanted.memory_limit_bytes)});
     }
+    if input.cgroup_v2 && input.memory_controller {
+        // As the kubelet does: no container goes on without those of its processes the kernel chose to kill.
+        resources["unified"] = json!({"memory.oom.group": "1"});
+    }
     if wanted.pids_limit > 0 {
         resources["pids"] = json!({"limit": wanted.pids_limit});
     }

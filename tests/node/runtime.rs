@@ -313,6 +313,14 @@ fn limits_hold_and_are_counted() {
         run(&runtime, "fat", limited("tail /dev/zero")).await;
         let exit = exited(&runtime, "fat").await;
         assert_eq!((exit.code, exit.reason.as_str()), (137, "OOMKilled"));
+        // Its first process is innocent. Only cgroup v2 kills it together with the other one.
+        if Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
+            run(&runtime, "group", limited("tail /dev/zero & wait; sleep 1000")).await;
+            let exit = exited(&runtime, "group").await;
+            assert_eq!((exit.code, exit.reason.as_str()), (137, "OOMKilled"));
+        } else {
+            println!("skipped: a container is killed as one, which cgroup v1 cannot");
+        }
     });
 }
 

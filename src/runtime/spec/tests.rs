@@ -182,7 +182,9 @@ fn mounts_follow_depth_and_replace_defaults() {
     assert_eq!(places[places.len() - 3..], ["/data", "/data/sub", "/dev/shm/"]);
     assert!(!places.contains(&"/dev/shm") && !places.contains(&"/sys/fs/cgroup"), "v1 mounts no cgroups");
     assert_eq!(texts(&mounts[mounts.len() - 3]["options"]), ["rbind", "rprivate", "ro"]);
+    assert!(config["linux"]["resources"]["unified"].is_null(), "v1 knows no files of v2");
     case.v2 = true;
+    assert_eq!(case.good().config["linux"]["resources"]["unified"], json!({"memory.oom.group": "1"}));
     assert!(case.good().config.to_string().contains("/sys/fs/cgroup"));
 }
 
