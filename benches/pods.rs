@@ -196,12 +196,13 @@ impl Bench {
     }
 
     fn shims(&self) -> Vec<u32> {
+        let cgroup = format!("edgelet-bench-{}", std::process::id());
         let mut found = Vec::new();
         for entry in std::fs::read_dir("/proc").unwrap().flatten() {
             let Ok(pid) = entry.file_name().to_string_lossy().parse::<u32>() else { continue };
-            let exe = std::fs::read_link(entry.path().join("exe")).unwrap_or_default();
             let cmdline = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
-            if exe.starts_with(&self.run) && cmdline.windows(4).any(|word| word == b"shim") {
+            let cmdline = String::from_utf8_lossy(&cmdline).replace('\0', " ");
+            if cmdline.contains(" shim ") && cmdline.contains(&format!("/{cgroup}/")) {
                 found.push(pid);
             }
         }
