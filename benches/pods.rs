@@ -296,7 +296,7 @@ fn peers(directory: &Path) {
     let data = directory.join("data");
     let exported =
         quiet(Command::new(program).args(["image", "export"]).arg(&tar).arg(IMAGE).arg("--data-dir").arg(&data));
-    let root = ["--root", &directory.join("podman").display().to_string()].map(str::to_owned);
+    let root = ["--runtime", "runc", "--root", &directory.join("podman").display().to_string()].map(str::to_owned);
     if exported && quiet(Command::new("podman").args(&root).arg("load").arg("--input").arg(&tar)) {
         let manifest = directory.join("pod.yaml");
         let play = |number: usize| {
