@@ -3,6 +3,7 @@
 
 #![allow(dead_code, reason = "each test binary uses its part")]
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -264,6 +265,18 @@ impl Board {
     /// Pids of the shims of this board.
     pub fn shims(&self) -> Vec<u32> {
         processes_naming(&[&self.cgroup], Some("shim"))
+    }
+
+    /// The shim of each pod, by the pod's uid.
+    pub fn shims_by_pod(&self) -> BTreeMap<String, u32> {
+        let uid = |pid: &u32| {
+            let cmdline = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+            let words: Vec<String> =
+                cmdline.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned()).collect();
+            let at = words.iter().position(|word| word == "--pod")?;
+            Some((words.get(at + 1)?.clone(), *pid))
+        };
+        self.shims().iter().filter_map(uid).collect()
     }
 
     /// Ends the board and asserts that nothing of it is left: no mount, process, cgroup, folder.
