@@ -168,7 +168,11 @@ impl Kubelet {
             tokio::select! {
                 change = changes.next() => fleet.change(change),
                 Some(event) = runtime_events.recv() => {
-                    fleet.wake(&event.pod_uid);
+                    if runtime_events.len() + 1 < runtime_events.max_capacity() {
+                        fleet.wake(&event.pod_uid);
+                    } else {
+                        fleet.wake_all(); // a full queue has lost events
+                    }
                     self.runtime_changed.notify_waiters();
                 }
                 Some(ended) = fleet.tasks.join_next_with_id() => fleet.ended(ended),
@@ -283,6 +287,10 @@ impl Fleet {
         if let Some(handle) = self.handles.get(uid) {
             handle.wake.notify_one();
         }
+    }
+
+    fn wake_all(&self) {
+        self.handles.values().for_each(|handle| handle.wake.notify_one());
     }
 
     /// A worker that panicked is started again after a while; one poisoned pod harms no other.

@@ -230,7 +230,7 @@ impl LibcontainerRuntime {
         pod.changed.send_modify(|count| *count += 1);
         let events = self.0.events.lock().expect("no panic while the subscriber is locked");
         if let Some(events) = events.as_ref() {
-            // Full: the kubelet has enough to look at, and will look at this pod too.
+            // Full: the kubelet will see that it was, and look at every pod.
             let _ = events.try_send(RuntimeEvent { pod_uid: pod.uid.clone() });
         }
     }

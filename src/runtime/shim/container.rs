@@ -53,6 +53,8 @@ pub struct Container {
     pub started_at: Option<Timestamp>,
     pub exit: Option<ExitRecord>,
     log: Log,
+    /// Said once per episode: what the shim says is kept in memory.
+    log_failing: bool,
     outputs: Vec<Output>,
     stdin: Option<OwnedFd>,
     terminal: Option<OwnedFd>,
@@ -125,6 +127,7 @@ impl Container {
             started_at: None,
             exit: None,
             log,
+            log_failing: false,
             outputs,
             stdin,
             terminal,
@@ -255,9 +258,11 @@ impl Container {
             Ok(_) | Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => true,
             Err(_) => false,
         });
-        if let Err(error) = self.log.write(output.stream, bytes) {
+        let written = self.log.write(output.stream, bytes);
+        if let Some(error) = written.as_ref().err().filter(|_| !self.log_failing) {
             eprintln!("shim: write log {}: {error}", self.config.log.display());
         }
+        self.log_failing = written.is_err();
         Some(length)
     }
 
