@@ -111,20 +111,23 @@ impl LibcontainerRuntime {
             timeout_s: START_TIMEOUT_S,
         });
         let code = connection.expect_exec(&exec);
-        let descriptors: Vec<_> = stdio.iter().map(AsFd::as_fd).collect();
-        let answer = connection.call(request, &descriptors).await;
-        match answer {
-            Ok((Answer::Executing { .. }, descriptors)) => {
-                let running = Running { connection, exec, code, ended: false };
-                Ok((running, descriptors.into_iter().next()))
+        // A task of its own: who gives up meanwhile (a probe's timeout) drops what comes of it, which kills it.
+        let launched = tokio::spawn(async move {
+            let descriptors: Vec<_> = stdio.iter().map(AsFd::as_fd).collect();
+            match connection.call(request, &descriptors).await {
+                Ok((Answer::Executing { .. }, descriptors)) => {
+                    let running = Running { connection, exec, code, ended: false };
+                    Ok((running, descriptors.into_iter().next()))
+                }
+                Ok(_) => Err(other("unexpected answer of the pod's shim")),
+                Err(error) => {
+                    connection.forget_exec(&exec);
+                    let _ = std::fs::remove_file(&process);
+                    Err(error)
+                }
             }
-            Ok(_) => Err(other("unexpected answer of the pod's shim")),
-            Err(error) => {
-                connection.forget_exec(&exec);
-                let _ = std::fs::remove_file(&process);
-                Err(error)
-            }
-        }
+        });
+        launched.await.map_err(|error| other(format!("start command: {error}")))?
     }
 
     pub(super) async fn run_command(&self, id: &str, command: &[String], timeout: Duration) -> Result<ExecOutput> {
