@@ -176,17 +176,27 @@ fn killed_at_random_moments_it_loses_nothing() {
         let acknowledged = format!("acknowledged-{round}");
         board.kubectl(&kubectl, &["create", "configmap", &acknowledged, "--from-literal=a=b"]);
         std::thread::sleep(std::time::Duration::from_millis(random.u64(0..1500)));
+        let ready = board.kubectl(
+            &kubectl,
+            &[
+                "get",
+                "pods",
+                "-o",
+                "jsonpath={range .items[*]}{.metadata.uid}={.status.containerStatuses[0].ready} {end}",
+            ],
+        );
         let before = board.shims_by_pod();
         board.kill();
         board.boot();
         let after = board.shims_by_pod();
-        // Pods that the rollout had given up may end; those it still wants are the same processes.
+        // What was only starting may start again, and pods that the rollout gave up may end; whoever
+        // was ready and is still wanted is the same process.
         let wanted = board.kubectl(
             &kubectl,
             &["get", "pods", "-o", "jsonpath={range .items[*]}{.metadata.uid}{.metadata.deletionTimestamp} {end}"],
         );
         for uid in wanted.split_whitespace() {
-            let pid = before.get(uid);
+            let pid = before.get(uid).filter(|_| ready.contains(&format!("{uid}=true")));
             assert!(pid.is_none() || pid == after.get(uid), "round {round}: pod {uid} ended with the server");
         }
         board.kubectl(&kubectl, &["get", "configmap", &acknowledged]);
