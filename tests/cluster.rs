@@ -4,7 +4,6 @@
 #![allow(
     clippy::unwrap_used,
     clippy::disallowed_methods,
-    clippy::disallowed_methods,
     clippy::cast_precision_loss,
     clippy::cast_possible_wrap,
     reason = "a test ends at what it did not expect"

@@ -243,6 +243,7 @@ impl LibcontainerRuntime {
             *pod.state() = PodState { record, connection: None, containers: load_containers(&pod.paths) };
             self.pods().insert(uid.clone(), pod.clone());
             if !ready {
+                self.find_shim(&pod).await;
                 self.bury(&pod).await;
             } else if let Err(error) = self.resume(&pod).await {
                 tracing::warn!(pod = %uid, %error, "pod of a former process does not run any more");
@@ -252,6 +253,17 @@ impl LibcontainerRuntime {
         let used: Vec<_> = self.pods().values().map(|pod| pod.state().record.binary.clone()).collect();
         binary::sweep(&self.0.config.state_directory.join("bin"), &[used, vec![self.0.binary.clone()]].concat());
         self.sweep_layers()
+    }
+
+    /// A crash between the start of a shim and the record of its pid leaves one that only its socket
+    /// knows; it says who it is, so that `take_down` can end it.
+    async fn find_shim(&self, pod: &Arc<Pod>) {
+        if pod.state().record.shim_pid != 0 {
+            return;
+        }
+        if let Ok(Ok((_, shim_pid))) = tokio::time::timeout(SHUTDOWN_LIMIT, self.connect(pod)).await {
+            pod.state().record.shim_pid = shim_pid;
+        }
     }
 
     /// Writable layers of pods that went with the run directory: after a reboot, all.
