@@ -244,9 +244,10 @@ fn due_probes(pod: &Pod, memory: &Memory, container: &Container, record: &Contai
     Kind::ALL.into_iter().filter(due).collect()
 }
 
-/// The server understood and declined; only another status may fare better.
+/// The server understood and declined; only another status may fare better. A conflict is a race with
+/// another writer; were it our uid that is gone, the pod's deletion ends this worker.
 fn is_final(error: &Status) -> bool {
-    (400..500).contains(&error.code) && error.code != 429
+    (400..500).contains(&error.code) && !matches!(error.code, 409 | 429)
 }
 
 fn hash(status: &Value) -> u64 {
