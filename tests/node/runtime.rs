@@ -412,7 +412,7 @@ fn users_capabilities_and_roots_are_as_asked() {
     story(|node| async {
         let runtime = node.runtime().await;
         let config = ContainerConfig {
-            working_dir: "/work/here".into(),
+            working_dir: "/data/here".into(),
             env: vec![("A".into(), "1".into()), ("B".into(), "$A".into())],
             security: Security {
                 run_as_user: Some(1000),
@@ -433,7 +433,7 @@ fn users_capabilities_and_roots_are_as_asked() {
         let lines = log(&runtime, "who");
         let expected = [
             "stdout F uid=1000(guest) gid=1000(guest) groups=1000(guest),2000(extra)",
-            "stdout F /work/here",
+            "stdout F /data/here",
             "stdout F 1 $A /home/guest",
             "stdout F read-only",
             "stdout F CapEff: 0000000000000000 CapBnd: 0000000000000000 NoNewPrivs: 1 Seccomp: 2 ",
