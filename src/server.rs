@@ -83,7 +83,10 @@ pub async fn start(config: &Config, tree: &mut Tree) -> anyhow::Result<ControlPl
     let scheduling =
         scheduler::run(client("kube-scheduler"), informers.clone(), clock.clone(), trace.clone(), tree.shutdown());
     tree.spawn("scheduler", scheduling);
-    let controller_config = ControllerConfig::new(registry.kinds.clone(), pki.ca_pem().to_owned());
+    let controller_config = ControllerConfig {
+        cluster_cidr: config.cluster_cidr,
+        ..ControllerConfig::new(registry.kinds.clone(), pki.ca_pem().to_owned())
+    };
     controllers::run_all(&controller_config, client("kube-controller-manager"), informers.clone(), clock.clone(), tree);
     Ok(ControlPlane {
         address,

@@ -9,6 +9,8 @@
     reason = "a test ends at what it did not expect"
 )]
 
+#[path = "cluster/addresses.rs"]
+mod addresses;
 #[path = "cluster/deployment.rs"]
 mod deployment;
 #[path = "cluster/nodes.rs"]

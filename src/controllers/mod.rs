@@ -6,6 +6,7 @@ mod endpoints;
 mod garbage;
 mod namespace;
 mod node;
+mod node_ipam;
 mod owners;
 mod replicaset;
 mod runner;
@@ -15,6 +16,7 @@ use crate::api::kinds::Kinds;
 use crate::api::view::meta::Condition;
 use crate::client::{Client, EventRecorder, Informers};
 use crate::clock::Clock;
+use crate::network::ipam::Cidr;
 use crate::supervise::Tree;
 use jiff::Timestamp;
 use runner::{Reconcile, Source};
@@ -31,11 +33,16 @@ pub struct ControllerConfig {
     pub ca_pem: String,
     /// How long a node may be silent before it counts as lost.
     pub node_grace_s: u64,
+    /// Addresses of all pods; every node gets a part.
+    pub cluster_cidr: Cidr,
+    /// Prefix length of a node's part.
+    pub node_cidr_mask: u8,
 }
 
 impl ControllerConfig {
     pub fn new(kinds: Kinds, ca_pem: String) -> Self {
-        Self { kinds, ca_pem, node_grace_s: 40 }
+        let cluster_cidr = "10.42.0.0/16".parse().expect("a constant");
+        Self { kinds, ca_pem, node_grace_s: 40, cluster_cidr, node_cidr_mask: 24 }
     }
 }
 
@@ -68,6 +75,7 @@ pub fn run_all(config: &ControllerConfig, client: Client, informers: Informers, 
     start(tree, "endpoint slices", endpoints::slices::Controller::new(&tools));
     start(tree, "endpoints", endpoints::legacy::Controller::new(&tools));
     start(tree, "node lifecycle", node::Controller::new(&tools, config.node_grace_s));
+    start(tree, "node ipam", node_ipam::Controller::new(&tools, config.cluster_cidr, config.node_cidr_mask));
     let garbage = garbage::run(tools.clone(), config.kinds.clone(), tree.shutdown());
     tree.spawn("garbage collector", garbage);
 }

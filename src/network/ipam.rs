@@ -39,6 +39,19 @@ impl Cidr {
     pub fn contains(self, ip: Ipv4Addr) -> bool {
         u32::from(ip) & mask(self.prefix) == self.base
     }
+
+    pub fn overlaps(self, other: Self) -> bool {
+        self.contains(other.base()) || other.contains(self.base())
+    }
+
+    /// The networks of this prefix length inside, lowest first; itself when it is no larger.
+    pub fn parts(self, prefix: u8) -> impl Iterator<Item = Self> {
+        let prefix = prefix.clamp(self.prefix, 32);
+        let count = 1u64 << (prefix - self.prefix);
+        let part =
+            move |index: u64| Self { base: self.base + u32::try_from(index << (32 - prefix)).expect("inside"), prefix };
+        (0..count).map(part)
+    }
 }
 
 fn mask(prefix: u8) -> u32 {
