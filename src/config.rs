@@ -38,6 +38,9 @@ pub struct Typed {
     /// Labels the node registers with, KEY=VALUE
     #[arg(long, value_name = "LABEL")]
     pub node_label: Vec<String>,
+    /// Addresses of this node's pods, on a board that is its cluster [default: what the server gives out]
+    #[arg(long, value_name = "CIDR")]
+    pub pod_cidr: Option<String>,
     /// Addresses of all pods [default: 10.42.0.0/16]
     #[arg(long, value_name = "CIDR")]
     pub cluster_cidr: Option<String>,
@@ -76,8 +79,8 @@ pub struct Config {
     pub node_ip: IpAddr,
     pub node_labels: Vec<(String, String)>,
     pub cluster_cidr: Cidr,
-    /// This node's part of the cluster CIDR.
-    pub pod_cidr: String,
+    /// This node's part of the cluster CIDR; `None` = what the server gives out.
+    pub pod_cidr: Option<String>,
     pub service_cidr: Cidr,
     pub dns_ip: Ipv4Addr,
     pub cluster_domain: String,
@@ -144,6 +147,7 @@ impl Typed {
             node_name: self.node_name.or(file.node_name),
             node_ip: self.node_ip.or(file.node_ip),
             node_label: both(self.node_label, file.node_label),
+            pod_cidr: self.pod_cidr.or(file.pod_cidr),
             cluster_cidr: self.cluster_cidr.or(file.cluster_cidr),
             service_cidr: self.service_cidr.or(file.service_cidr),
             cluster_dns: self.cluster_dns.or(file.cluster_dns),
@@ -183,7 +187,7 @@ impl Typed {
             node_name: node_name(self.node_name)?,
             node_ip: self.node_ip.unwrap_or_else(|| default_ip(cluster_cidr.nth(1))),
             node_labels: labels(&self.node_label)?,
-            pod_cidr: format!("{}/{}", cluster_cidr.base(), cluster_cidr.prefix().max(24)),
+            pod_cidr: pod_cidr(self.pod_cidr, &cluster_cidr)?,
             cluster_cidr,
             service_cidr,
             dns_ip,
@@ -196,6 +200,16 @@ impl Typed {
             data_directory,
         })
     }
+}
+
+/// Part of the cluster CIDR; until the server gives them out, its first part.
+fn pod_cidr(typed: Option<String>, cluster: &Cidr) -> Result<Option<String>, ConfigError> {
+    let Some(text) = typed else { return Ok(Some(format!("{}/{}", cluster.base(), cluster.prefix().max(24)))) };
+    let parsed = cidr("pod-cidr", &text)?;
+    if !cluster.contains(parsed.base()) || parsed.prefix() < cluster.prefix() {
+        return Err(value("pod-cidr", format!("{parsed} is not in cluster-cidr {cluster}")));
+    }
+    Ok(Some(text))
 }
 
 /// A node's name is a DNS subdomain; the host's name is made one.
@@ -259,7 +273,7 @@ mod tests {
         let config = flags.over(file).check().unwrap();
         assert_eq!((config.node_name.as_str(), config.tls_san.len()), ("flag", 2));
         assert_eq!(config.dns_ip, Ipv4Addr::new(10, 43, 0, 10));
-        assert_eq!(config.pod_cidr, "10.42.0.0/24");
+        assert_eq!(config.pod_cidr.as_deref(), Some("10.42.0.0/24"));
         assert_eq!(config.kubeconfig, Path::new("/var/lib/edgelet/kubeconfig"));
     }
 
@@ -272,6 +286,7 @@ mod tests {
             ),
             ("service-cidr: 10.42.1.0/24", "service-cidr: 10.42.1.0/24 overlaps cluster-cidr 10.42.0.0/16"),
             ("cluster-dns: 10.44.0.10", "cluster-dns: 10.44.0.10 is not in service-cidr 10.43.0.0/16"),
+            ("pod-cidr: 10.44.0.0/24", "pod-cidr: 10.44.0.0/24 is not in cluster-cidr 10.42.0.0/16"),
             ("node-name: Not_ok", "node-name: \"Not_ok\" must be lower case letters, digits, '-' and '.'"),
             ("node-label: [x]", "node-label: \"x\" must be KEY=VALUE"),
             ("bridge: a-very-long-bridge", "bridge: \"a-very-long-bridge\" is no name for a network device"),

@@ -1,26 +1,37 @@
-//! Wires a node: network, runtime, kubelet, proxy, DNS.
+//! Wires a node: network, runtime, kubelet, proxy, DNS; the same on the server's own board and on a joined one.
 //! What it starts belongs to the caller's task tree; pods outlive it.
 
-use crate::client::{Client, Informers};
+use crate::api::view::node::Node as NodeView;
+use crate::client::informer::Scope;
+use crate::client::{Client, Informers, NODES};
+use crate::clock::Clock;
 use crate::config::Config;
 use crate::dns::{self, DnsConfig};
 use crate::image::ImageStore;
 use crate::image::pull::Puller;
 use crate::kubelet::node_status::{self, Machine};
-use crate::kubelet::{Kubelet, KubeletConfig, server as kubelet_server};
+use crate::kubelet::{Heartbeat, Kubelet, KubeletConfig, server as kubelet_server};
 use crate::network::resolve::Resolver;
 use crate::network::{Network, NetworkConfig};
 use crate::proxy::{self, ProxyConfig};
 use crate::runtime::libcontainer::{LibcontainerRuntime, RuntimeConfig};
-use crate::server::ControlPlane;
 use crate::supervise::Tree;
-use crate::tunnel::Pipe;
+use crate::telemetry::Trace;
+use crate::tunnel::Streams;
 use anyhow::Context;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-/// Streams that may wait for the kubelet to take them.
-const STREAMS_LIMIT: usize = 16;
+/// What joins a node to its cluster.
+pub struct NodeLink {
+    pub client: Client,
+    pub informers: Informers,
+    /// What the server opens to this node's kubelet.
+    pub streams: Streams,
+    pub heartbeat: Heartbeat,
+    pub trace: Arc<Trace>,
+    pub clock: Clock,
+}
 
 /// A running node.
 pub struct Node {
@@ -29,13 +40,18 @@ pub struct Node {
     _claim: std::fs::File,
 }
 
-/// Starts the node of the server's own board.
-pub async fn start(config: &Config, plane: &ControlPlane, tree: &mut Tree) -> anyhow::Result<Node> {
-    let (clock, trace) = (plane.clock.clone(), plane.trace.clone());
+/// Starts the node; returns once its network and its runtime stand.
+pub async fn start(config: &Config, link: NodeLink, tree: &mut Tree) -> anyhow::Result<Node> {
+    let NodeLink { client, informers, streams, heartbeat, trace, clock } = link;
     let run = &config.run_directory;
     std::fs::create_dir_all(run).with_context(|| format!("make folder {}", run.display()))?;
     let claim = crate::server::claim(run)?;
-    let network = Network::new(network_config(config)).context("prepare the pod network")?;
+    let kubelet_config = kubelet_config(config, heartbeat);
+    let pod_cidr = match &config.pod_cidr {
+        Some(pod_cidr) => pod_cidr.clone(),
+        None => given_pod_cidr(&kubelet_config, &client, &informers).await,
+    };
+    let network = Network::new(network_config(config, pod_cidr)).context("prepare the pod network")?;
     network.setup().await.context("set up the pod network")?;
     let images = ImageStore::open(&config.data_directory.join("images"), clock.clone())?;
     let puller = Puller::new(Arc::new(Resolver::default()), config.insecure_registries.clone())?;
@@ -49,7 +65,6 @@ pub async fn start(config: &Config, plane: &ControlPlane, tree: &mut Tree) -> an
     let runtime =
         LibcontainerRuntime::new(runtime_config, images, puller, network.clone(), clock.clone(), trace.clone()).await?;
 
-    let (client, informers): (Client, Informers) = (plane.client.clone(), plane.informers.clone());
     let proxying = proxy::run(
         ProxyConfig { network: network.clone(), node_name: config.node_name.clone() },
         informers.clone(),
@@ -62,9 +77,7 @@ pub async fn start(config: &Config, plane: &ControlPlane, tree: &mut Tree) -> an
         DnsConfig { domain: config.cluster_domain.clone(), ..DnsConfig::for_network(&network, &config.node_name) };
     tree.spawn("dns", dns::run(dns_config, informers.clone(), tree.shutdown()));
 
-    let kubelet = Kubelet::new(kubelet_config(config), client, &informers, Arc::new(runtime.clone()), clock, trace);
-    let (dials, streams) = tokio::sync::mpsc::channel(STREAMS_LIMIT);
-    plane.tunnels.register(&config.node_name, Arc::new(Pipe(dials)));
+    let kubelet = Kubelet::new(kubelet_config, client, &informers, Arc::new(runtime.clone()), clock, trace);
     tree.spawn("kubelet server", kubelet_server::serve(kubelet.clone(), streams, tree.shutdown()));
     tree.spawn("node status", node_status::run(kubelet.clone(), informers, tree.shutdown()));
     tree.spawn("kubelet", kubelet.run(tree.shutdown()));
@@ -79,9 +92,33 @@ impl Node {
     }
 }
 
-fn network_config(config: &Config) -> NetworkConfig {
+/// Registers the node and waits until its pods have been given addresses. A Node that is known already
+/// (by a replica) answers at once, server or not.
+async fn given_pod_cidr(config: &KubeletConfig, client: &Client, informers: &Informers) -> String {
+    let own = Scope { field_selector: format!("metadata.name={}", config.node_name), ..Scope::default() };
+    let mut changes = informers.get(NODES, own).subscribe();
+    let given = async {
+        loop {
+            let node = changes.next().await.new.and_then(|item| item.view::<NodeView>().ok());
+            match node.map(|node| node.spec.pod_cidr) {
+                Some(pod_cidr) if !pod_cidr.is_empty() => return pod_cidr,
+                _ => {}
+            }
+        }
+    };
+    let introduced = async {
+        node_status::introduce(config, client).await;
+        std::future::pending().await
+    };
+    tokio::select! {
+        pod_cidr = given => pod_cidr,
+        never = introduced => never,
+    }
+}
+
+fn network_config(config: &Config, pod_cidr: String) -> NetworkConfig {
     NetworkConfig {
-        pod_cidr: config.pod_cidr.clone(),
+        pod_cidr,
         cluster_cidr: config.cluster_cidr.to_string(),
         service_cidr: config.service_cidr.to_string(),
         dns_ip: IpAddr::V4(config.dns_ip),
@@ -92,7 +129,7 @@ fn network_config(config: &Config) -> NetworkConfig {
     }
 }
 
-fn kubelet_config(config: &Config) -> KubeletConfig {
+fn kubelet_config(config: &Config, heartbeat: Heartbeat) -> KubeletConfig {
     let machine = Machine::observe(&config.data_directory);
     KubeletConfig {
         node_name: config.node_name.clone(),
@@ -104,5 +141,6 @@ fn kubelet_config(config: &Config) -> KubeletConfig {
         labels: config.node_labels.iter().cloned().collect(),
         capacity: machine.capacity(),
         allocatable: machine.allocatable(),
+        heartbeat,
     }
 }

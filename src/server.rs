@@ -7,6 +7,8 @@ use crate::client::{Client, Informers, Local};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::controllers::{self, ControllerConfig};
+use crate::kubelet::Heartbeat;
+use crate::node::NodeLink;
 use crate::pki::{Pki, ServerNames};
 use crate::registry::{Registry, RegistryConfig, ServerFacts};
 use crate::scheduler;
@@ -14,13 +16,16 @@ use crate::store::Store;
 use crate::store::sqlite::SqliteStore;
 use crate::supervise::Tree;
 use crate::telemetry::Trace;
-use crate::tunnel::Tunnels;
+use crate::tunnel::{Pipe, Tunnels};
 use anyhow::Context;
 use rustix::fs::FlockOperation;
 use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
+
+/// Streams that may wait for the kubelet to take them.
+const STREAMS_LIMIT: usize = 16;
 
 /// A running control plane, and what a node on the same board shares with it.
 pub struct ControlPlane {
@@ -102,6 +107,20 @@ pub async fn start(config: &Config, tree: &mut Tree) -> anyhow::Result<ControlPl
 }
 
 impl ControlPlane {
+    /// What the node on the server's own board works with: everything in process.
+    pub fn link(&self, node_name: &str) -> NodeLink {
+        let (dials, streams) = tokio::sync::mpsc::channel(STREAMS_LIMIT);
+        self.tunnels.register(node_name, Arc::new(Pipe(dials)));
+        NodeLink {
+            client: self.client.clone(),
+            informers: self.informers.clone(),
+            streams,
+            heartbeat: Heartbeat::Lease,
+            trace: self.trace.clone(),
+            clock: self.clock.clone(),
+        }
+    }
+
     /// Writes what still waits in memory and closes the database. Call it when the tree has ended.
     pub async fn close(&self) -> anyhow::Result<()> {
         // Those who follow the store would take its end for a failure and try again.

@@ -47,15 +47,18 @@ impl Tunnels {
     }
 }
 
+/// Streams that the server opened, on their way to the kubelet.
+pub type Streams = tokio::sync::mpsc::Receiver<Box<dyn Stream>>;
+
 /// The pipe on the server's own board: every dial hands one end to the kubelet.
-pub struct Pipe(pub tokio::sync::mpsc::Sender<tokio::io::DuplexStream>);
+pub struct Pipe(pub tokio::sync::mpsc::Sender<Box<dyn Stream>>);
 
 impl Dial for Pipe {
     fn dial(&self) -> BoxFuture<'_, std::io::Result<Box<dyn Stream>>> {
         Box::pin(async move {
             let (ours, theirs) = tokio::io::duplex(PIPE_BYTES);
             let gone = |_| std::io::Error::new(std::io::ErrorKind::NotConnected, "the kubelet has ended");
-            self.0.send(theirs).await.map_err(gone)?;
+            self.0.send(Box::new(theirs)).await.map_err(gone)?;
             Ok(Box::new(ours) as Box<dyn Stream>)
         })
     }

@@ -125,7 +125,7 @@ async fn demo(config: Config, once: bool) -> anyhow::Result<ExitCode> {
     let mut tree = Tree::default();
     let plane = server::start(&config, &mut tree).await?;
     say(&format!("API server answers at {}", plane.address));
-    let node = node::start(&config, &plane, &mut tree).await?;
+    let node = node::start(&config, plane.link(&config.node_name), &mut tree).await?;
     say(&format!("node {} runs: bridge {}, rules, DNS {}", config.node_name, config.bridge, config.dns_ip));
     let pods = plane.informers.all(PODS);
     let (steps, shutdown) = (print_steps(plane.trace.clone(), pods.clone(), begun), tree.shutdown());

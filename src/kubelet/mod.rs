@@ -74,6 +74,16 @@ pub struct KubeletConfig {
     /// What the node has and what pods may have of it.
     pub capacity: BTreeMap<String, Quantity>,
     pub allocatable: BTreeMap<String, Quantity>,
+    pub heartbeat: Heartbeat,
+}
+
+/// Who renews the node's Lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Heartbeat {
+    /// The kubelet, through its client.
+    Lease,
+    /// The server, from the life of the node's tunnel: it costs no request.
+    Tunnel,
 }
 
 /// What the workers of a node share.

@@ -1,16 +1,16 @@
 //! The Node object and its Lease: registers the node, keeps its status true, says that it lives.
 //! The Lease is the heartbeat; the status is written only when it has changed, so that an idle node writes nothing.
 
-use super::Kubelet;
 use super::difference::differs;
 use super::memory::after;
+use super::{Heartbeat, Kubelet, KubeletConfig};
 use crate::api::KUBERNETES;
 use crate::api::object::ObjectExt;
 use crate::api::quantity::Quantity;
 use crate::api::status::Result;
 use crate::client::PatchType;
 use crate::client::informer::Scope;
-use crate::client::{Informers, LEASES, NODES};
+use crate::client::{Client, Informer, Informers, LEASES, NODES};
 use crate::clock::rfc3339_micro;
 use crate::supervise::Shutdown;
 use serde_json::{Map, Value, json};
@@ -115,6 +115,28 @@ fn meminfo_bytes(meminfo: &str, name: &str) -> u64 {
     kibibytes.unwrap_or(0) << 10
 }
 
+/// Makes the Node, without a status yet, so that it is given its pods' addresses; retries until it is there.
+pub async fn introduce(config: &KubeletConfig, client: &Client) {
+    loop {
+        match client.create(NODES, "", node_object(config)).await {
+            Err(error) if !error.is_already_exists() => {
+                tracing::debug!(%error, "introduce node failed; retrying");
+            }
+            _ => return,
+        }
+        tokio::time::sleep(RETRY).await;
+    }
+}
+
+fn node_object(config: &KubeletConfig) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Node",
+        "metadata": {"name": config.node_name, "labels": labels(config), "annotations":
+            {"volumes.kubernetes.io/controller-managed-attach-detach": "true"}},
+        "spec": {},
+    })
+}
+
 /// Registers the node and keeps it until shutdown.
 pub async fn run(kubelet: Arc<Kubelet>, informers: Informers, shutdown: Shutdown) {
     tokio::select! {
@@ -139,18 +161,19 @@ async fn keep(kubelet: Arc<Kubelet>, informers: Informers) {
     }
     let name = &kubelet.config.node_name;
     let own = Scope { field_selector: format!("metadata.name={name}"), ..Scope::default() };
-    let mut changes = informers.get(NODES, own).subscribe();
+    let informer = informers.get(NODES, own);
+    let mut changes = informer.subscribe();
     let mut timer = tokio::time::interval(HEARTBEAT);
     timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         let outcome = tokio::select! {
-            _ = timer.tick() => match renew_lease(&kubelet).await {
-                Ok(()) => sync(&kubelet).await,
+            _ = timer.tick() => match beat(&kubelet).await {
+                Ok(()) => sync(&kubelet, held(&kubelet, &informer).await).await,
                 failed => failed,
             },
-            () = kubelet.node_changed.notified() => sync(&kubelet).await,
+            () = kubelet.node_changed.notified() => sync(&kubelet, held(&kubelet, &informer).await).await,
             change = changes.next() => match change.new {
-                Some(_) => sync(&kubelet).await,
+                Some(node) => sync(&kubelet, node.object()).await,
                 None => register(&kubelet).await,
             },
         };
@@ -163,7 +186,7 @@ async fn keep(kubelet: Arc<Kubelet>, informers: Informers) {
 /// Makes the Node, or takes over the one that is there: its labels and its status.
 async fn register(kubelet: &Kubelet) -> Result<()> {
     let name = &kubelet.config.node_name;
-    let labels = labels(kubelet);
+    let labels = labels(&kubelet.config);
     match kubelet.client.get(NODES, "", name).await {
         Ok(item) => {
             let node = item.object()?;
@@ -173,13 +196,8 @@ async fn register(kubelet: &Kubelet) -> Result<()> {
             }
         }
         Err(error) if error.is_not_found() => {
-            let node = json!({
-                "apiVersion": "v1", "kind": "Node",
-                "metadata": {"name": name, "labels": labels, "annotations":
-                    {"volumes.kubernetes.io/controller-managed-attach-detach": "true"}},
-                "spec": {},
-                "status": status(kubelet, &Value::Null).await,
-            });
+            let mut node = node_object(&kubelet.config);
+            node["status"] = status(kubelet, &Value::Null).await;
             match kubelet.client.create(NODES, "", node).await {
                 Err(error) if error.is_already_exists() => {}
                 other => drop(other?),
@@ -187,12 +205,25 @@ async fn register(kubelet: &Kubelet) -> Result<()> {
         }
         Err(error) => return Err(error),
     }
-    sync(kubelet).await?;
-    renew_lease(kubelet).await
+    sync(kubelet, read(kubelet).await).await?;
+    beat(kubelet).await
 }
 
-fn labels(kubelet: &Kubelet) -> Map<String, Value> {
-    let name = kubelet.config.node_name.as_str();
+/// The node as the API has it.
+async fn read(kubelet: &Kubelet) -> Result<Value> {
+    kubelet.client.get(NODES, "", &kubelet.config.node_name).await?.object()
+}
+
+/// The node as the informer has it: an idle node asks nobody.
+async fn held(kubelet: &Kubelet, informer: &Informer) -> Result<Value> {
+    match informer.get("", &kubelet.config.node_name) {
+        Some(item) => item.object(),
+        None => read(kubelet).await,
+    }
+}
+
+fn labels(config: &KubeletConfig) -> Map<String, Value> {
+    let name = config.node_name.as_str();
     let known = [
         ("kubernetes.io/hostname", name),
         ("kubernetes.io/os", "linux"),
@@ -201,7 +232,7 @@ fn labels(kubelet: &Kubelet) -> Map<String, Value> {
         ("beta.kubernetes.io/arch", architecture()),
     ];
     let known = known.into_iter().map(|(key, value)| (key.to_owned(), json!(value)));
-    known.chain(kubelet.config.labels.iter().map(|(key, value)| (key.clone(), json!(value)))).collect()
+    known.chain(config.labels.iter().map(|(key, value)| (key.clone(), json!(value)))).collect()
 }
 
 /// As container images name architectures.
@@ -216,10 +247,9 @@ fn architecture() -> &'static str {
 
 /// Writes the status if the API holds another one. Where only facts differ that were written just now (the API
 /// may keep them otherwise), it waits; a condition that somebody else has changed is mended at once.
-async fn sync(kubelet: &Kubelet) -> Result<()> {
+async fn sync(kubelet: &Kubelet, node: Result<Value>) -> Result<()> {
     let name = &kubelet.config.node_name;
-    let node = kubelet.client.get(NODES, "", name).await?.object()?;
-    let held = node.get("status").cloned().unwrap_or_default();
+    let held = node?.get("status").cloned().unwrap_or_default();
     let wanted = status(kubelet, &held).await;
     if !differs(&wanted, &held) || !kubelet.may_write_node(conditions_differ(&wanted, &held)) {
         return Ok(());
@@ -301,6 +331,13 @@ fn node_info(runtime_version: &str) -> Value {
         "operatingSystem": "linux",
         "architecture": architecture(),
     })
+}
+
+async fn beat(kubelet: &Kubelet) -> Result<()> {
+    match kubelet.config.heartbeat {
+        Heartbeat::Lease => renew_lease(kubelet).await,
+        Heartbeat::Tunnel => Ok(()),
+    }
 }
 
 async fn renew_lease(kubelet: &Kubelet) -> Result<()> {

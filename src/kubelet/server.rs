@@ -6,7 +6,7 @@ use crate::api::view::pod::{ContainerStatus as Shown, Pod};
 use crate::runtime::{ContainerState, ContainerStatus, ExecRequest, ExecSession, Reason};
 use crate::supervise::Shutdown;
 use crate::sys::Stream;
-use crate::tunnel::frames;
+use crate::tunnel::{Streams, frames};
 use axum::body::Body;
 use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_TYPE, UPGRADE};
@@ -26,7 +26,7 @@ const CHUNK_BYTES: usize = 16 << 10;
 const QUEUE_LIMIT: usize = 4;
 
 /// Answers every stream until shutdown.
-pub async fn serve(kubelet: Arc<Kubelet>, mut streams: mpsc::Receiver<tokio::io::DuplexStream>, shutdown: Shutdown) {
+pub async fn serve(kubelet: Arc<Kubelet>, mut streams: Streams, shutdown: Shutdown) {
     let mut tasks = JoinSet::new();
     loop {
         tokio::select! {

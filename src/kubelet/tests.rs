@@ -49,6 +49,7 @@ impl World {
             labels: BTreeMap::new(),
             capacity: BTreeMap::from([("memory".into(), Quantity::from_bytes(1 << 30))]),
             allocatable: BTreeMap::from([("cpu".into(), Quantity::from_units(4))]),
+            heartbeat: super::Heartbeat::Lease,
         };
         let informers = Informers::new(client.clone());
         let runtime = Arc::new(self.runtime.clone());

@@ -12,7 +12,6 @@ use crate::tunnel::frames;
 use futures_util::{SinkExt, StreamExt};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
-use tokio::io::DuplexStream;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_tungstenite::tungstenite::{self, Message};
 
@@ -69,7 +68,7 @@ async fn strangers_are_anonymous() {
 
 /// What a kubelet answers here: two lines of log; `exec` echoes standard input, then exits with 7;
 /// `portForward` echoes.
-async fn kubelet(mut streams: tokio::sync::mpsc::Receiver<DuplexStream>) {
+async fn kubelet(mut streams: crate::tunnel::Streams) {
     while let Some(stream) = streams.recv().await {
         let service = hyper::service::service_fn(|request| async { Ok::<_, hyper::Error>(answer(request)) });
         let connection = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
