@@ -68,8 +68,7 @@ pub async fn start(config: &Config, tree: &mut Tree) -> anyhow::Result<ControlPl
     };
     let registry = Registry::new(registry_config, store.clone(), Kinds::default(), clock.clone(), trace.clone());
     let registry = Arc::new(registry);
-    let facts =
-        ServerFacts { address: ipv4(address.ip())?, port: address.port(), client_ca_pem: pki.ca_pem().to_owned() };
+    let facts = ServerFacts { address: ipv4(address.ip())?, port: address.port(), client_ca_pem: pki.ca_pem() };
     registry.bootstrap(&facts).await.context("write the objects every cluster has")?;
 
     let tunnels = Tunnels::default();
@@ -90,7 +89,7 @@ pub async fn start(config: &Config, tree: &mut Tree) -> anyhow::Result<ControlPl
     tree.spawn("scheduler", scheduling);
     let controller_config = ControllerConfig {
         cluster_cidr: config.cluster_cidr,
-        ..ControllerConfig::new(registry.kinds.clone(), pki.ca_pem().to_owned())
+        ..ControllerConfig::new(registry.kinds.clone(), pki.ca_pem())
     };
     controllers::run_all(&controller_config, client("kube-controller-manager"), informers.clone(), clock.clone(), tree);
     Ok(ControlPlane {
@@ -181,7 +180,8 @@ async fn write_kubeconfig(pki: &Pki, config: &Config, address: SocketAddr) -> an
     let url = format!("https://{}", SocketAddr::new(ip, address.port()));
     let (pki, path) = (pki.clone(), config.kubeconfig.clone());
     let written = tokio::task::spawn_blocking(move || pki.write_admin_kubeconfig(&path, &url)).await?;
-    written.with_context(|| format!("write kubeconfig {}", config.kubeconfig.display()))
+    written.with_context(|| format!("write kubeconfig {}", config.kubeconfig.display()))?;
+    Ok(())
 }
 
 #[cfg(test)]

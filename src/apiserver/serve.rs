@@ -113,7 +113,7 @@ impl ApiServer {
     fn tls_config(&self) -> Result<rustls::ServerConfig, ServeError> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let mut roots = rustls::RootCertStore::empty();
-        roots.add(self.pki().ca_der().clone())?;
+        roots.add(self.pki().trust().current.der().clone())?;
         let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
             .allow_unauthenticated()
             .build()?;

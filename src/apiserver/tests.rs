@@ -68,7 +68,7 @@ impl Cluster {
             ApiServerConfig { advertise: "10.99.0.1:6443".into(), names: ServerNames::default(), anonymous: true };
         let server = ApiServer::new(config, Arc::new(registry), pki, Tunnels::default(), clock);
         let (address, port) = (std::net::Ipv4Addr::new(10, 99, 0, 1), 6443);
-        let facts = ServerFacts { address, port, client_ca_pem: server.pki().ca_pem().to_owned() };
+        let facts = ServerFacts { address, port, client_ca_pem: server.pki().ca_pem() };
         server.registry().bootstrap(&facts).await.unwrap();
         let cluster = Self { server, _dir: dir };
         cluster.create("/api/v1/namespaces", json!({"metadata": {"name": "g1"}})).await;

@@ -45,3 +45,11 @@ pub fn read_text(path: &Path) -> Result<Option<String>, PkiError> {
         Err(error) => Err(failed("read", path)(error)),
     }
 }
+
+/// Removes a file; that it is not there is success.
+pub fn remove(path: &Path) -> Result<(), PkiError> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(failed("remove", path)(error)),
+        _ => Ok(()),
+    }
+}

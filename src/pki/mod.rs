@@ -2,18 +2,29 @@
 //! that signs ServiceAccount tokens. All of it is files in one directory; private ones have mode 0600.
 //! Calls block on small files: open it before the loops start, re-issue from `spawn_blocking`.
 
+pub mod authority;
 pub mod certificate;
+mod der;
 pub mod files;
+pub mod join_token;
 pub mod kubeconfig;
+pub mod request;
+pub mod time;
 pub mod token;
+pub mod trust;
 
 use crate::clock::Clock;
-use certificate::{Authority, Credentials};
+use arc_swap::ArcSwap;
+use certificate::Credentials;
+use ring::rand::{SecureRandom, SystemRandom};
 use std::collections::BTreeSet;
+use std::fmt::Write;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use token::TokenKey;
+use tokio::sync::watch;
+use trust::{RotationError, Trust};
 
 #[derive(Debug, thiserror::Error)]
 pub enum PkiError {
@@ -32,6 +43,23 @@ pub enum PkiError {
     },
     #[error("parse {path}: {why}")]
     Malformed { path: PathBuf, why: String },
+    #[error("get random bytes from the kernel")]
+    Random,
+}
+
+/// Bytes that nobody can guess.
+pub(crate) fn random<const N: usize>() -> Result<[u8; N], PkiError> {
+    let mut bytes = [0; N];
+    SystemRandom::new().fill(&mut bytes).map_err(|_| PkiError::Random)?;
+    Ok(bytes)
+}
+
+/// Lower-case hexadecimal digits.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        write!(text, "{byte:02x}").expect("a String takes every write");
+        text
+    })
 }
 
 /// What the names in the server certificate are derived from.
@@ -69,7 +97,11 @@ pub struct Pki {
 struct Inner {
     dir: PathBuf,
     clock: Clock,
-    authority: Authority,
+    trust: ArcSwap<Trust>,
+    /// Held while the authorities change.
+    rotating: Mutex<()>,
+    /// Counts changes of the authorities.
+    changes: watch::Sender<u64>,
     token_key: TokenKey,
 }
 
@@ -78,19 +110,46 @@ impl Pki {
     /// `issuer` names this cluster in ServiceAccount tokens.
     pub fn open(dir: &Path, issuer: &str, clock: Clock) -> Result<Self, PkiError> {
         files::make_private_dir(dir)?;
-        let authority = Authority::open(dir, clock.now())?;
+        let trust = ArcSwap::from_pointee(Trust::open(dir, clock.now())?);
         let token_key = TokenKey::open(&dir.join("service-account.key"), issuer)?;
-        let dir = dir.to_owned();
-        Ok(Self { inner: Arc::new(Inner { dir, clock, authority, token_key }) })
+        let (dir, changes) = (dir.to_owned(), watch::Sender::new(0));
+        Ok(Self { inner: Arc::new(Inner { dir, clock, trust, rotating: Mutex::default(), changes, token_key }) })
     }
 
-    /// The authority's certificate, for clients to trust.
-    pub fn ca_pem(&self) -> &str {
-        self.inner.authority.pem()
+    /// The authorities as they are now.
+    pub fn trust(&self) -> Arc<Trust> {
+        self.inner.trust.load_full()
     }
 
-    pub fn ca_der(&self) -> &rustls_pki_types::CertificateDer<'static> {
-        self.inner.authority.der()
+    /// Marked whenever the authorities change.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.inner.changes.subscribe()
+    }
+
+    /// The certificates of the authorities that clients are to trust: one, or two while a rotation is under way.
+    pub fn ca_pem(&self) -> String {
+        self.trust().bundle_pem()
+    }
+
+    /// Makes a new authority the current one, if `expected` (the hash of its key, in hexadecimal) still is. Blocks.
+    pub fn rotate(&self, expected: &str) -> Result<(), RotationError> {
+        let _alone = self.inner.rotating.lock().expect("no panic while rotating");
+        let next = self.trust().rotated(expected, self.inner.clock.now())?;
+        self.replace(next)?;
+        Ok(())
+    }
+
+    /// Ends the rotation: certificates of former authorities count no longer. Blocks.
+    pub fn finish_rotation(&self) -> Result<(), PkiError> {
+        let _alone = self.inner.rotating.lock().expect("no panic while rotating");
+        self.replace(self.trust().finished())
+    }
+
+    fn replace(&self, next: Trust) -> Result<(), PkiError> {
+        next.save(&self.inner.dir)?;
+        self.inner.trust.store(Arc::new(next));
+        self.inner.changes.send_modify(|count| *count += 1);
+        Ok(())
     }
 
     pub fn token_key(&self) -> &TokenKey {
@@ -115,33 +174,36 @@ impl Pki {
     /// A client certificate that is not kept on disk.
     pub fn issue_client(&self, user: &str, group: Option<&str>) -> Result<Credentials, PkiError> {
         let request = certificate::Request::client(user, group);
-        self.inner.authority.issue(&request, self.inner.clock.now())
+        self.trust().current.issue(&request, self.inner.clock.now())
     }
 
-    /// Writes the administrator's kubeconfig (mode 0600) for the server at `url`.
-    pub fn write_admin_kubeconfig(&self, path: &Path, url: &str) -> Result<(), PkiError> {
+    /// Writes the administrator's kubeconfig (mode 0600) for the server at `url`; when to write the next one.
+    pub fn write_admin_kubeconfig(&self, path: &Path, url: &str) -> Result<jiff::Timestamp, PkiError> {
         let credentials = self.client_credentials("admin", "edgelet-admin", Some("system:masters"))?;
         let text = kubeconfig::render(&kubeconfig::Kubeconfig {
             name: "edgelet",
             server: url,
-            ca_pem: self.ca_pem(),
+            ca_pem: &self.ca_pem(),
             user: "edgelet-admin",
             credentials: &credentials,
         });
-        files::write_private(path, text.as_bytes())
+        if files::read_text(path)?.as_deref() != Some(&text) {
+            files::write_private(path, text.as_bytes())?;
+        }
+        Ok(credentials.renew_at())
     }
 
     fn kept_or_issued(&self, name: &str, request: &certificate::Request) -> Result<Credentials, PkiError> {
-        let inner = &*self.inner;
+        let (inner, authority) = (&*self.inner, self.trust().current.clone());
         let certificate = inner.dir.join(format!("{name}.crt"));
         let key = inner.dir.join(format!("{name}.key"));
         let now = inner.clock.now();
         if let Some(kept) = certificate::load(&certificate, &key)?
-            && inner.authority.still_fits(&kept, request, now)
+            && authority.still_fits(&kept, request, now)
         {
             return Ok(kept);
         }
-        let issued = inner.authority.issue(request, now)?;
+        let issued = authority.issue(request, now)?;
         // The key first: a crash in between leaves a pair that does not match, which is issued again.
         files::write_private(&key, issued.key_pem.as_bytes())?;
         files::write_private(&certificate, issued.certificate_pem.as_bytes())?;
@@ -210,6 +272,31 @@ mod tests {
         let text = std::fs::read_to_string(&config).unwrap();
         let value: serde_json::Value = serde_yaml::from_str(&text).unwrap();
         assert_eq!(value["clusters"][0]["cluster"]["server"], "https://127.0.0.1:6443");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_rotation_keeps_the_old_authority_beside_the_new_one_until_it_is_ended() {
+        let dir = tempfile::tempdir().unwrap();
+        let pki = open(dir.path(), "2026-11-23T00:00:00Z");
+        let old = pki.trust().current.clone();
+        let before = pki.server_credentials(&names()).unwrap();
+        let hash = hex(old.key_hash());
+        pki.rotate(&hash).unwrap();
+        assert!(matches!(pki.rotate(&hash), Err(RotationError::Moved { .. })), "a rotation asked for twice is one");
+        let trust = pki.trust();
+        assert!(matches!(pki.rotate(&hex(trust.current.key_hash())), Err(RotationError::UnderWay(_))));
+        assert_eq!(pki.ca_pem(), format!("{}{}", trust.current.pem(), old.pem()));
+        assert_ne!(pki.server_credentials(&names()).unwrap().certificate_pem, before.certificate_pem);
+        assert!(!dir.path().join("ca.key").exists(), "the old key is in one file only");
+
+        let again = open(dir.path(), "2026-11-24T00:00:00Z");
+        assert_eq!(again.ca_pem(), pki.ca_pem());
+        again.finish_rotation().unwrap();
+        assert_eq!(again.ca_pem(), again.trust().current.pem());
+        let known = certificate::bundle(old.pem().as_bytes()).unwrap();
+        let offered = certificate::bundle(again.trust().offered_pem().as_bytes()).unwrap();
+        let trusted = join_token::vouched(&known, &offered);
+        assert!(trusted.contains(again.trust().current.der()), "who knows the old one alone can follow");
     }
 
     #[tokio::test(start_paused = true)]

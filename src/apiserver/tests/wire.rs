@@ -58,7 +58,7 @@ async fn the_remote_client_is_the_administrator_and_a_watch_ends_with_the_server
 async fn strangers_are_anonymous() {
     let served = serve().await;
     let access = Access { server: format!("https://{}", served.address), ..Access::default() };
-    let ca_pem = served.cluster.server.pki().ca_pem().as_bytes().to_vec();
+    let ca_pem = served.cluster.server.pki().ca_pem().into_bytes();
     let stranger = Remote::new(Access { ca_pem, ..access }, Resolver::default()).unwrap();
     assert!(stranger.raw(reqwest::Method::GET, "/version", None).await.is_ok());
     let refused = stranger.list(CONFIGMAPS, "g1", &ListOptions::default()).await.err().unwrap();
