@@ -7,6 +7,7 @@ pub mod kubeconfig;
 pub mod local;
 pub mod reflector;
 pub mod remote;
+pub mod replica;
 pub mod workqueue;
 
 use crate::api::kinds::{Kind, Text};
@@ -26,6 +27,7 @@ pub use events::{EventRecorder, ObjectRef};
 pub use informer::{Informer, Informers};
 pub use local::Local;
 pub use remote::Remote;
+pub use replica::Replica;
 pub use workqueue::WorkQueue;
 
 /// A resource type by its REST name.
