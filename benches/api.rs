@@ -1,5 +1,6 @@
 //! Rates of the API over TLS with kept-alive connections: GET of one ConfigMap, and creation of small ones.
 //! `cargo bench --bench api [-- SECONDS]`. Server, store (SQLite, durable) and clients share this machine.
+//! Beside it, where Debian's `etcd-server` is installed: puts of values as large into a bare etcd, by gRPC.
 
 #![allow(
     clippy::unwrap_used,
@@ -39,7 +40,14 @@ fn main() {
     // As in the product: the server has one thread, and the store its own.
     std::thread::spawn(move || runtime().block_on(serve(&sender)));
     let (address, tls) = receiver.recv().unwrap();
-    runtime().block_on(measure(address, tls, Duration::from_secs(seconds)));
+    let duration = Duration::from_secs(seconds);
+    runtime().block_on(async {
+        measure(address, tls, duration).await;
+        match etcd::start().await {
+            Some(etcd) => etcd.measure(duration).await,
+            None => println!("etcd     not installed: no row to compare with"),
+        }
+    });
 }
 
 fn runtime() -> tokio::runtime::Runtime {
@@ -55,7 +63,8 @@ async fn serve(ready: &Ready) {
     let kinds = Kinds::default();
     let registry = Arc::new(Registry::new(RegistryConfig::default(), store, kinds, clock.clone(), Arc::default()));
     let pki = Pki::open(dir.path(), "https://kubernetes.default.svc", clock.clone()).unwrap();
-    let facts = ServerFacts { address: Ipv4Addr::LOCALHOST, port: 6443, client_ca_pem: pki.ca_pem().to_owned() };
+    let facts =
+        ServerFacts { address: Ipv4Addr::new(192, 0, 2, 1), port: 6443, client_ca_pem: pki.ca_pem().to_owned() };
     registry.bootstrap(&facts).await.unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -159,4 +168,124 @@ fn report(what: &str, clients: usize, duration: Duration, mut latencies: Vec<Dur
     #[allow(clippy::cast_precision_loss, reason = "a count of requests")]
     let rate = latencies.len() as f64 / duration.as_secs_f64();
     println!("{what:<8} {clients:>8} {rate:>10.0} {:>9.2} {:>9.2}", at(50), at(99));
+}
+
+/// The peer: one etcd member as a stock control plane runs it, without the API server in front of it.
+mod etcd {
+    use super::{CLIENTS, report};
+    use bytes::{BufMut, Bytes, BytesMut};
+    use edgelet::clock;
+    use http_body_util::{BodyExt, Full};
+    use hyper::client::conn::http2::SendRequest;
+    use hyper_util::rt::{TokioExecutor, TokioIo};
+    use std::process::{Child, Command, Stdio};
+    use std::time::Duration;
+    use tokio::net::TcpStream;
+
+    /// About what a small ConfigMap is as a stored object.
+    const VALUE_BYTES: usize = 430;
+    const START_LIMIT: Duration = Duration::from_secs(20);
+
+    pub struct Etcd {
+        process: Child,
+        address: String,
+        _folder: tempfile::TempDir,
+    }
+
+    impl Drop for Etcd {
+        fn drop(&mut self) {
+            self.process.kill().ok();
+            self.process.wait().ok();
+        }
+    }
+
+    pub async fn start() -> Option<Etcd> {
+        let folder = tempfile::tempdir_in(".").unwrap();
+        let free = || std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let (client, peer) = (free(), free());
+        let url = |address: std::net::SocketAddr| format!("http://{address}");
+        let started = Command::new("etcd")
+            .args(["--data-dir", folder.path().to_str().unwrap(), "--log-level", "error"])
+            .args(["--listen-client-urls", &url(client), "--advertise-client-urls", &url(client)])
+            .args(["--listen-peer-urls", &url(peer), "--initial-advertise-peer-urls", &url(peer)])
+            .args(["--initial-cluster", &format!("default={}", url(peer))])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn();
+        let etcd = Etcd { process: started.ok()?, address: client.to_string(), _folder: folder };
+        let deadline = clock::monotonic() + START_LIMIT;
+        while !etcd.answers().await {
+            assert!(clock::monotonic() < deadline, "etcd did not answer in {START_LIMIT:?}");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        Some(etcd)
+    }
+
+    impl Etcd {
+        async fn answers(&self) -> bool {
+            if TcpStream::connect(&self.address).await.is_err() {
+                return false;
+            }
+            put(&mut self.connect().await, 0).await
+        }
+
+        async fn connect(&self) -> SendRequest<Full<Bytes>> {
+            let stream = TcpStream::connect(&self.address).await.unwrap();
+            stream.set_nodelay(true).unwrap();
+            let io = TokioIo::new(stream);
+            let (client, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await.unwrap();
+            tokio::spawn(connection);
+            client
+        }
+
+        pub async fn measure(&self, duration: Duration) {
+            for clients in CLIENTS {
+                let mut tasks = tokio::task::JoinSet::new();
+                for number in 0..clients {
+                    let mut client = self.connect().await;
+                    tasks.spawn(async move {
+                        let mut latencies = Vec::new();
+                        let end = clock::monotonic() + duration;
+                        loop {
+                            let started = clock::monotonic();
+                            if started >= end {
+                                return latencies;
+                            }
+                            assert!(put(&mut client, number * 1_000_000 + latencies.len()).await);
+                            latencies.push(started.elapsed());
+                        }
+                    });
+                }
+                report("etcd put", clients, duration, tasks.join_all().await.concat());
+            }
+        }
+    }
+
+    /// `etcdserverpb.PutRequest`: key = 1, value = 2, behind gRPC's five bytes.
+    async fn put(client: &mut SendRequest<Full<Bytes>>, number: usize) -> bool {
+        let key = format!("/registry/configmaps/default/m{number:09}");
+        let mut message = BytesMut::new();
+        for (tag, field) in [(0x0a, key.as_bytes()), (0x12, &[b'x'; VALUE_BYTES][..])] {
+            message.put_u8(tag);
+            let length = u16::try_from(field.len()).unwrap();
+            if length > 0x7f {
+                message.put_u8(u8::try_from(length & 0x7f).unwrap() | 0x80);
+                message.put_u8(u8::try_from(length >> 7).unwrap());
+            } else {
+                message.put_u8(u8::try_from(length).unwrap());
+            }
+            message.extend_from_slice(field);
+        }
+        let mut body = BytesMut::new();
+        body.put_u8(0);
+        body.put_u32(u32::try_from(message.len()).unwrap());
+        body.extend_from_slice(&message);
+        let request = http::Request::post("http://etcd/etcdserverpb.KV/Put");
+        let request = request.header("content-type", "application/grpc").header("te", "trailers");
+        let Ok(response) = client.send_request(request.body(Full::from(body.freeze())).unwrap()).await else {
+            return false;
+        };
+        let trailers = response.into_body().collect().await.unwrap().trailers().cloned();
+        trailers.and_then(|fields| fields.get("grpc-status").cloned()).is_some_and(|status| status == "0")
+    }
 }
