@@ -11,6 +11,8 @@
 
 #[path = "cluster/addresses.rs"]
 mod addresses;
+#[path = "cluster/daemonset.rs"]
+mod daemonset;
 #[path = "cluster/deployment.rs"]
 mod deployment;
 #[path = "cluster/nodes.rs"]

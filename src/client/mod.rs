@@ -82,6 +82,10 @@ resources! {
     DEPLOYMENTS = "apps" / "v1" / "deployments";
     REPLICASETS = "apps" / "v1" / "replicasets";
     DAEMONSETS = "apps" / "v1" / "daemonsets";
+    STATEFULSETS = "apps" / "v1" / "statefulsets";
+    CONTROLLERREVISIONS = "apps" / "v1" / "controllerrevisions";
+    PODDISRUPTIONBUDGETS = "policy" / "v1" / "poddisruptionbudgets";
+    JOBS = "batch" / "v1" / "jobs";
     LEASES = "coordination.k8s.io" / "v1" / "leases";
 }
 

@@ -1,16 +1,21 @@
 //! The controllers: each observes through informers, plans purely and applies through the client.
 //! `run_all` is their list. They meet only through objects.
 
+mod daemonset;
 mod deployment;
 mod endpoints;
 mod garbage;
+mod history;
 mod namespace;
 mod node;
 mod node_ipam;
 mod owners;
+mod pods;
+mod portion;
 mod replicaset;
 mod runner;
 mod service_account;
+mod template_hash;
 
 use crate::api::kinds::Kinds;
 use crate::api::view::meta::Condition;
@@ -71,6 +76,7 @@ pub fn run_all(config: &ControllerConfig, client: Client, informers: Informers, 
     start(tree, "namespace", namespace::Controller::new(&tools, &config.kinds));
     start(tree, "service account", service_account::Controller::new(&tools, &config.ca_pem));
     start(tree, "deployment", deployment::Controller::new(&tools));
+    start(tree, "daemonset", daemonset::Controller::new(&tools));
     start(tree, "replicaset", replicaset::Controller::new(&tools));
     start(tree, "endpoint slices", endpoints::slices::Controller::new(&tools));
     start(tree, "endpoints", endpoints::legacy::Controller::new(&tools));

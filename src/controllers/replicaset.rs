@@ -1,79 +1,25 @@
 //! Keeps as many pods as a ReplicaSet asks for.
 
 use super::owners::{self, Claim, claim};
+use super::pods::{OwnerKind, PodControl, PodFacts, pod_from_template};
 use super::runner::{Reconcile, Source};
-use super::{CATCH_UP_LIMIT, Tools, seconds_until, timestamp};
+use super::{CATCH_UP_LIMIT, Tools, seconds_until};
 use crate::api::status::{Result, Status};
-use crate::api::view::meta::{Any, Condition, LabelSelector, Meta};
+use crate::api::view::meta::{Condition, LabelSelector, Meta};
 use crate::api::view::workload::{ReplicaSet, ReplicaSetStatus};
-use crate::client::events::Type;
-use crate::client::{DeleteOptions, PatchType};
-use crate::client::{EventRecorder, Informer, Item, ObjectRef, PODS, REPLICASETS};
+use crate::client::PatchType;
+use crate::client::{Informer, Item, PODS, REPLICASETS};
 use crate::clock::rfc3339;
-use futures_util::future::{BoxFuture, join_all};
+use futures_util::future::BoxFuture;
 use jiff::Timestamp;
-use serde::Deserialize;
 use serde_json::{Value, json};
 use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Pods made or deleted in one go.
 const BURST_LIMIT: usize = 500;
-
-/// What decides about a pod; the rest of it is skipped when it is read.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct PodFacts {
-    pub metadata: Meta,
-    spec: Placement,
-    pub status: PodState,
-}
-
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct Placement {
-    node_name: Option<String>,
-}
-
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct PodState {
-    pub phase: String,
-    conditions: Vec<Condition>,
-    container_statuses: Vec<Restarts>,
-}
-
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct Restarts {
-    restart_count: u32,
-}
-
-impl PodFacts {
-    fn ready(&self) -> Option<&Condition> {
-        self.status.conditions.iter().find(|one| one.r#type == "Ready" && one.status == "True")
-    }
-
-    pub fn has_ended(&self) -> bool {
-        matches!(self.status.phase.as_str(), "Succeeded" | "Failed")
-    }
-
-    fn is_active(&self) -> bool {
-        !self.metadata.is_deleting() && !self.has_ended()
-    }
-
-    fn ready_since(&self) -> Option<Timestamp> {
-        self.ready()?.last_transition_time.as_deref().and_then(timestamp)
-    }
-
-    fn is_available(&self, min_ready_seconds: i64, now: Timestamp) -> bool {
-        self.ready().is_some()
-            && (min_ready_seconds == 0
-                || self.ready_since().is_some_and(|since| now.duration_since(since).as_secs() >= min_ready_seconds))
-    }
-}
 
 /// A step towards what the ReplicaSet asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -228,30 +174,13 @@ fn status_patch(status: &ReplicaSetStatus) -> Value {
     }})
 }
 
-/// A pod from the template of its owner.
-pub fn pod_from_template(template: &Value, owner: &Meta, reference: Value) -> Value {
-    let metadata = template.get("metadata").unwrap_or(&Value::Null);
-    let mut pod = json!({
-        "apiVersion": "v1", "kind": "Pod",
-        "metadata": {"generateName": format!("{}-", owner.name), "namespace": owner.namespace,
-            "ownerReferences": [reference]},
-        "spec": template.get("spec").cloned().unwrap_or_default(),
-    });
-    for part in ["labels", "annotations", "finalizers"] {
-        if let Some(value) = metadata.get(part).filter(|value| !value.is_null()) {
-            pod["metadata"][part] = value.clone();
-        }
-    }
-    pod
-}
+const OWNER: OwnerKind = OwnerKind { api_version: "apps/v1", kind: "ReplicaSet", resource: REPLICASETS };
 
 pub struct Controller {
     tools: Tools,
-    recorder: EventRecorder,
     sets: Informer,
     pods: Informer,
-    /// By key: pods whose deletion was asked for and that the cache still shows as staying.
-    gone: Mutex<HashMap<String, HashSet<String>>>,
+    control: PodControl,
 }
 
 impl Controller {
@@ -263,20 +192,20 @@ impl Controller {
             move |change: &_| owners::owner_keys(change, "ReplicaSet", &sets, selects)
         };
         let sources = vec![Source::own(&sets), Source::new(&pods, of_pod)];
-        let recorder = tools.recorder("replicaset-controller");
-        (Arc::new(Self { tools: tools.clone(), recorder, sets, pods, gone: Mutex::default() }), sources)
+        let control = PodControl::new(tools, &tools.recorder("replicaset-controller"), &pods, OWNER);
+        (Arc::new(Self { tools: tools.clone(), sets, pods, control }), sources)
     }
 
     async fn sync(&self, key: &str) -> Result<Option<Duration>> {
         let Some(item) = self.sets.by_key(key) else {
-            self.gone.lock().expect("no panic while locked").remove(key);
+            self.control.forget(key);
             return Ok(None);
         };
         let set: ReplicaSet = item.view()?;
         let (owned, orphans) = owners::children(&self.pods, &set.metadata);
         let pods: Vec<PodFacts> = owned.iter().chain(&orphans).map(Item::view).collect::<Result<_>>()?;
         let now = self.tools.clock.now();
-        let plan = plan(&set, &pods, &self.still_staying(key, &pods), now);
+        let plan = plan(&set, &pods, &self.control.still_staying(key, &pods), now);
         let mut failure = None;
         for action in &plan.actions {
             if let Err((reason, error)) = self.apply(key, &set, &pods, action).await {
@@ -295,20 +224,6 @@ impl Controller {
         failure.map_or(Ok(plan.again), |(_, error)| Err(error))
     }
 
-    /// Forgets deletions that the cache shows by now; the rest still count.
-    fn still_staying(&self, key: &str, pods: &[PodFacts]) -> HashSet<String> {
-        let mut all = self.gone.lock().expect("no panic while locked");
-        let Some(gone) = all.get_mut(key) else { return HashSet::new() };
-        let staying: HashSet<&str> =
-            pods.iter().filter(|pod| pod.is_active()).map(|pod| pod.metadata.uid.as_str()).collect();
-        gone.retain(|uid| staying.contains(uid.as_str()));
-        let rest = gone.clone();
-        if rest.is_empty() {
-            all.remove(key);
-        }
-        rest
-    }
-
     async fn apply(
         &self,
         key: &str,
@@ -317,116 +232,26 @@ impl Controller {
         action: &Action,
     ) -> Result<(), (&'static str, Status)> {
         let find = |name: &str| pods.iter().find(|pod| pod.metadata.name == name).map(|pod| &pod.metadata);
+        let owner = &set.metadata;
         match action {
-            Action::Create(count) => self.create(set, *count).await.map_err(|error| ("FailedCreate", error)),
+            Action::Create(count) => {
+                let pod = pod_from_template(&set.spec.template, owner, OWNER.reference(owner));
+                let pods = std::iter::repeat_n(pod, *count);
+                self.control.create(owner, pods).await.map_err(|error| ("FailedCreate", error))
+            }
             Action::Delete(names) => {
                 let doomed = names.iter().filter_map(|name| find(name)).collect();
-                self.delete(key, set, doomed).await.map_err(|error| ("FailedDelete", error))
+                self.control.delete(key, owner, doomed).await.map_err(|error| ("FailedDelete", error))
             }
             Action::Adopt(name) => {
                 let Some(pod) = find(name) else { return Ok(()) };
-                self.adopt(set, pod).await.map_err(|error| ("FailedCreate", error))
+                self.control.adopt(owner, pod).await.map_err(|error| ("FailedCreate", error))
             }
             Action::Release(name) => {
                 let Some(pod) = find(name) else { return Ok(()) };
-                let patch = owners::release(&set.metadata, pod);
-                self.patch_pod(pod, patch).await.map_err(|error| ("FailedDelete", error))
+                self.control.release(owner, pod).await.map_err(|error| ("FailedDelete", error))
             }
         }
-    }
-
-    /// In batches that double, so that a pod the API refuses is refused few times.
-    async fn create(&self, set: &ReplicaSet, count: usize) -> Result<()> {
-        let about = ObjectRef::new("apps/v1", "ReplicaSet", &set.metadata);
-        let reference = owners::reference("apps/v1", "ReplicaSet", &set.metadata);
-        let pod = pod_from_template(&set.spec.template, &set.metadata, reference);
-        let (mut left, mut batch, mut last) = (count, 1, None);
-        while left > 0 {
-            let size = batch.min(left);
-            let creations = (0..size).map(|_| self.tools.client.create(PODS, &set.metadata.namespace, pod.clone()));
-            let mut failed = None;
-            for created in join_all(creations).await {
-                match created {
-                    Ok(item) => {
-                        let name = item.identity()?.name.into_owned();
-                        self.recorder.event(&about, Type::Normal, "SuccessfulCreate", format!("Created pod: {name}"));
-                        last = Some(item);
-                    }
-                    Err(error) => failed = Some(error),
-                }
-            }
-            if let Some(error) = failed {
-                self.recorder.event(
-                    &about,
-                    Type::Warning,
-                    "FailedCreate",
-                    format!("Error creating: {}", error.message),
-                );
-                self.catch_up(last).await;
-                return Err(error);
-            }
-            (left, batch) = (left - size, batch * 2);
-        }
-        self.catch_up(last).await;
-        Ok(())
-    }
-
-    /// The next look must see these pods, or it would make them again.
-    async fn catch_up(&self, last: Option<Item>) {
-        if let Some(item) = last
-            && !self.pods.caught_up(&item, CATCH_UP_LIMIT).await
-        {
-            tracing::warn!("pods made are not in the cache yet");
-        }
-    }
-
-    async fn delete(&self, key: &str, set: &ReplicaSet, doomed: Vec<&Meta>) -> Result<()> {
-        let about = ObjectRef::new("apps/v1", "ReplicaSet", &set.metadata);
-        let uids = doomed.iter().map(|pod| pod.uid.clone());
-        self.gone.lock().expect("no panic while locked").entry(key.to_owned()).or_default().extend(uids);
-        let deletions = doomed.into_iter().map(|pod| async move {
-            let options = DeleteOptions { uid: Some(pod.uid.clone()), ..DeleteOptions::default() };
-            (pod, self.tools.client.delete(PODS, &pod.namespace, &pod.name, &options).await)
-        });
-        let mut result = Ok(());
-        for (pod, deleted) in join_all(deletions).await {
-            match deleted {
-                Ok(()) => {
-                    let message = format!("Deleted pod: {}", pod.name);
-                    self.recorder.event(&about, Type::Normal, "SuccessfulDelete", message);
-                }
-                Err(error) if error.is_not_found() => {}
-                Err(error) => {
-                    let message = format!("Error deleting: {}", error.message);
-                    self.recorder.event(&about, Type::Warning, "FailedDelete", message);
-                    if let Some(gone) = self.gone.lock().expect("no panic while locked").get_mut(key) {
-                        gone.remove(&pod.uid);
-                    }
-                    result = Err(error);
-                }
-            }
-        }
-        result
-    }
-
-    /// Asks the API first whether we still exist: an owner that is being deleted must not take new children.
-    async fn adopt(&self, set: &ReplicaSet, pod: &Meta) -> Result<()> {
-        let fresh = self.tools.client.get(REPLICASETS, &set.metadata.namespace, &set.metadata.name).await?;
-        let fresh: Any = fresh.view()?;
-        if fresh.metadata.uid != set.metadata.uid || fresh.metadata.is_deleting() {
-            return Ok(());
-        }
-        let reference = owners::reference("apps/v1", "ReplicaSet", &set.metadata);
-        self.patch_pod(pod, owners::adoption(reference, pod)).await
-    }
-
-    async fn patch_pod(&self, pod: &Meta, patch: Value) -> Result<()> {
-        match self.tools.client.patch(PODS, &pod.namespace, &pod.name, "", PatchType::Strategic, patch).await {
-            Ok(item) => self.catch_up(Some(item)).await,
-            Err(error) if error.is_not_found() => {}
-            Err(error) => return Err(error),
-        }
-        Ok(())
     }
 }
 
@@ -555,17 +380,6 @@ mod tests {
         assert_eq!((status.ready_replicas, status.available_replicas), (1, 0));
         assert_eq!(status.terminating_replicas, Some(1));
         assert_eq!(plan.again, Some(Duration::from_secs(5)));
-    }
-
-    #[test]
-    fn a_pod_takes_its_template_and_names_its_owner() {
-        let set = set(1);
-        let reference = owners::reference("apps/v1", "ReplicaSet", &set.metadata);
-        let pod = pod_from_template(&set.spec.template, &set.metadata, reference);
-        assert_eq!(pod["metadata"]["generateName"], "web-");
-        assert_eq!(pod["metadata"]["labels"]["tier"], "front");
-        assert_eq!(pod["metadata"]["ownerReferences"][0]["uid"], "u");
-        assert_eq!(pod["metadata"].get("annotations"), None);
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! Nodes that fall silent, and pods that find no node.
 
-use crate::world::World;
+use crate::world::{World, renew};
 use edgelet::api::object::ObjectExt;
-use edgelet::client::{ENDPOINTS, ENDPOINTSLICES, LEASES, NAMESPACES, NODES, PODS, Resource, SERVICES};
+use edgelet::client::{ENDPOINTS, ENDPOINTSLICES, NAMESPACES, NODES, PODS, Resource, SERVICES};
 use edgelet::registry::DeleteOptions;
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -24,16 +24,6 @@ fn condition<'a>(object: &'a Value, kind: &str) -> &'a str {
     found.map(|one| one.str_at(&["status"])).unwrap_or_default()
 }
 
-async fn renew(world: &World, node: &str) {
-    let spec = json!({"holderIdentity": node, "leaseDurationSeconds": 40,
-        "renewTime": edgelet::clock::rfc3339_micro(world.clock.now())});
-    if world.get(LEASES, "kube-node-lease", node).await.is_none() {
-        world.create(LEASES, "kube-node-lease", json!({"metadata": {"name": node}, "spec": spec})).await;
-    } else {
-        world.patch(LEASES, "kube-node-lease", node, "", json!({"spec": spec})).await;
-    }
-}
-
 #[tokio::test(start_paused = true)]
 async fn a_silent_node_is_tainted_and_its_pods_move_on() {
     let world = World::new(&["one"]).await;
@@ -43,7 +33,7 @@ async fn a_silent_node_is_tainted_and_its_pods_move_on() {
     world.create(PODS, "default", pod("patient", json!({"tolerations": patient}))).await;
     world.until("runs", PODS, |pods| pods.iter().any(|pod| condition(pod, "Ready") == "True")).await;
     for _ in 0..10 {
-        renew(&world, "one").await;
+        renew(&world.client, &world.clock, "one").await;
         tokio::time::sleep(Duration::from_secs(10)).await;
     }
     let node = world.get(NODES, "", "one").await.unwrap();
@@ -66,7 +56,7 @@ async fn a_silent_node_is_tainted_and_its_pods_move_on() {
     tokio::time::sleep(Duration::from_secs(31)).await;
     world.until("evicted", PODS, <[Value]>::is_empty).await;
 
-    renew(&world, "one").await;
+    renew(&world.client, &world.clock, "one").await;
     let ready = json!([{"type": "Ready", "status": "True"}]);
     world.patch(NODES, "", "one", "status", json!({"status": {"conditions": ready}})).await;
     world

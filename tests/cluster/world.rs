@@ -2,7 +2,7 @@
 
 use edgelet::api::kinds::Kinds;
 use edgelet::api::object::ObjectExt;
-use edgelet::client::{Client, EVENTS, Informers, Local, NAMESPACES, NODES, PODS, Resource};
+use edgelet::client::{Client, EVENTS, Informers, LEASES, Local, NAMESPACES, NODES, PODS, Resource};
 use edgelet::clock::Clock;
 use edgelet::controllers::{self, ControllerConfig};
 use edgelet::registry::{DeleteOptions, ListOptions, PatchType, Registry, RegistryConfig};
@@ -13,6 +13,7 @@ use edgelet::telemetry::Trace;
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::task::AbortHandle;
 
 pub struct World {
     pub client: Client,
@@ -52,6 +53,24 @@ impl World {
         let metadata = json!({"name": name, "labels": {"kubernetes.io/hostname": name}});
         self.create(NODES, "", json!({"metadata": metadata, "status": status})).await;
         self.patch(NODES, "", name, "status", json!({"status": status})).await;
+    }
+
+    /// These nodes give signs of life from now on, until the handle is aborted.
+    pub async fn keep_alive(&self, nodes: &[&str]) -> AbortHandle {
+        if self.get(NAMESPACES, "", "kube-node-lease").await.is_none() {
+            self.create(NAMESPACES, "", json!({"metadata": {"name": "kube-node-lease"}})).await;
+        }
+        let nodes: Vec<String> = nodes.iter().map(|name| (*name).to_owned()).collect();
+        let (client, clock) = (self.client.clone(), self.clock.clone());
+        let renewals = tokio::spawn(async move {
+            loop {
+                for node in &nodes {
+                    renew(&client, &clock, node).await;
+                }
+                tokio::time::sleep(Duration::from_secs(10)).await;
+            }
+        });
+        renewals.abort_handle()
     }
 
     pub async fn create(&self, resource: Resource, namespace: &str, object: Value) -> Value {
@@ -110,6 +129,18 @@ impl World {
     }
 }
 
+/// One sign of life of a node.
+pub async fn renew(client: &Client, clock: &Clock, node: &str) {
+    let spec = json!({"holderIdentity": node, "leaseDurationSeconds": 40,
+        "renewTime": edgelet::clock::rfc3339_micro(clock.now())});
+    let namespace = "kube-node-lease";
+    let patch = json!({"spec": spec});
+    if client.patch(LEASES, namespace, node, "", PatchType::Merge, patch.clone()).await.is_err() {
+        let lease = json!({"metadata": {"name": node}, "spec": spec});
+        client.create(LEASES, namespace, lease).await.unwrap();
+    }
+}
+
 /// Every node's kubelet: what is bound runs, what is terminating ends. A pod annotated `test/never-ready` stays unready.
 async fn kubelets(client: Client, informers: Informers, clock: Clock) {
     let mut pods = informers.all(PODS).subscribe();
@@ -124,7 +155,7 @@ async fn kubelets(client: Client, informers: Informers, clock: Clock) {
         if pod.deletion_timestamp().is_some() {
             let options = DeleteOptions { grace_s: Some(0), ..DeleteOptions::default() };
             let _ = client.delete(PODS, &namespace, &name, &options).await;
-        } else if pod.str_at(&["status", "phase"]) != "Running" {
+        } else if matches!(pod.str_at(&["status", "phase"]), "" | "Pending") {
             address += 1;
             let ready = if pod.annotation("test/never-ready").is_some() { "False" } else { "True" };
             let now = clock.now_rfc3339();

@@ -298,6 +298,45 @@ impl Pod {
     }
 }
 
+impl NodeSelectorTerm {
+    /// An empty term matches nothing; the only field of a node is its name.
+    pub fn matches(&self, name: &str, labels: &BTreeMap<String, String>) -> bool {
+        if self.match_expressions.is_empty() && self.match_fields.is_empty() {
+            return false;
+        }
+        let fields = BTreeMap::from([("metadata.name".to_owned(), name.to_owned())]);
+        self.match_expressions.iter().all(|label| label.matches(labels))
+            && self.match_fields.iter().all(|field| field.matches(&fields))
+    }
+}
+
+impl NodeSelector {
+    /// Terms are alternatives; none at all selects nothing.
+    pub fn matches(&self, name: &str, labels: &BTreeMap<String, String>) -> bool {
+        self.node_selector_terms.iter().any(|term| term.matches(name, labels))
+    }
+}
+
+impl Affinity {
+    /// The nodes the pod must be on.
+    pub fn required_nodes(&self) -> Option<&NodeSelector> {
+        self.node_affinity.as_ref()?.required_during_scheduling_ignored_during_execution.as_ref()
+    }
+}
+
+impl PodSpec {
+    /// Whether `nodeSelector` and the required node affinity allow a node.
+    pub fn allows_node(&self, name: &str, labels: &BTreeMap<String, String>) -> bool {
+        let required = self.affinity.as_ref().and_then(Affinity::required_nodes);
+        self.node_selector.iter().all(|(key, value)| labels.get(key) == Some(value))
+            && required.is_none_or(|selector| selector.matches(name, labels))
+    }
+
+    pub fn tolerates(&self, taint: &super::node::Taint) -> bool {
+        self.tolerations.iter().any(|toleration| toleration.tolerates(taint))
+    }
+}
+
 impl Toleration {
     /// Whether it lets the pod stay with this taint.
     pub fn tolerates(&self, taint: &super::node::Taint) -> bool {

@@ -1,4 +1,4 @@
-//! Deployments and ReplicaSets as their controllers read them (apps/v1).
+//! Deployments, ReplicaSets and DaemonSets as their controllers read them (apps/v1).
 
 use super::meta::{Condition, LabelSelector, Meta};
 use serde_json::Value;
@@ -42,4 +42,28 @@ views! {
         terminating_replicas: Option<i64>,
         conditions: Vec<Condition>,
     }
+
+    DaemonSet { metadata: Meta, spec: DaemonSetSpec, status: DaemonSetStatus, }
+    DaemonSetSpec {
+        selector: LabelSelector,
+        /// Copied whole into revisions and pods.
+        template: Value,
+        update_strategy: DeploymentStrategy,
+        min_ready_seconds: i64,
+        revision_history_limit: Option<i64>,
+    }
+    DaemonSetStatus {
+        observed_generation: i64,
+        desired_number_scheduled: i64,
+        current_number_scheduled: i64,
+        number_misscheduled: i64,
+        number_ready: i64,
+        number_available: i64,
+        number_unavailable: i64,
+        updated_number_scheduled: i64,
+        collision_count: Option<i64>,
+    }
+
+    /// What a DaemonSet or StatefulSet was at one time.
+    ControllerRevision { metadata: Meta, data: Value, revision: i64, }
 }

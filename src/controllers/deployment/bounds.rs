@@ -1,6 +1,7 @@
 //! How far a rollout may go beyond and below the wanted number of pods.
 
 use crate::api::view::workload::Deployment;
+use crate::controllers::portion::portion;
 use serde_json::Value;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,8 +23,8 @@ impl Bounds {
             Some(update) => (&update.max_surge, &update.max_unavailable),
             None => (&quarter, &quarter),
         };
-        let max_surge = resolve(surge, replicas, true);
-        let mut max_unavailable = resolve(unavailable, replicas, false);
+        let max_surge = portion(surge, replicas, true);
+        let mut max_unavailable = portion(unavailable, replicas, false);
         if max_surge == 0 && max_unavailable == 0 {
             // Otherwise nothing could ever move.
             max_unavailable = 1;
@@ -34,16 +35,6 @@ impl Bounds {
     pub fn min_available(self) -> i64 {
         self.replicas - self.max_unavailable
     }
-}
-
-/// A number, or a percentage of `total`.
-fn resolve(value: &Value, total: i64, up: bool) -> i64 {
-    if let Some(number) = value.as_i64() {
-        return number.max(0);
-    }
-    let percent = value.as_str().and_then(|text| text.strip_suffix('%')).and_then(|text| text.parse::<i64>().ok());
-    let product = percent.unwrap_or(0).max(0).saturating_mul(total);
-    if up { product.saturating_add(99) / 100 } else { product / 100 }
 }
 
 #[cfg(test)]

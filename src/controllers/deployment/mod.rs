@@ -6,7 +6,7 @@ mod revision;
 mod status;
 
 use super::owners::{self, Claim, claim};
-use super::replicaset::PodFacts;
+use super::pods::PodFacts;
 use super::runner::{Reconcile, Source};
 use super::{CATCH_UP_LIMIT, Tools};
 use crate::api::status::{Result, Status};

@@ -2,8 +2,8 @@
 
 use super::bounds::Bounds;
 use crate::api::view::workload::{Deployment, ReplicaSet};
+use crate::controllers::template_hash::template_hash;
 use serde_json::{Map, Value, json};
-use sha2::{Digest, Sha256};
 
 pub const HASH_LABEL: &str = "pod-template-hash";
 pub const REVISION: &str = "deployment.kubernetes.io/revision";
@@ -20,28 +20,6 @@ const NOT_COPIED: [&str; 6] = [
     MAX,
     "deprecated.deployment.rollback.to",
 ];
-
-/// Letters and digits that make no words.
-const SAFE: &[u8; 27] = b"bcdfghjklmnpqrstvwxz2456789";
-const HASH_LENGTH: usize = 10;
-
-/// Stable over versions of edgelet: equal templates have equal hashes for ever.
-pub fn hash(template: &Value, collisions: i64) -> String {
-    let mut digest = Sha256::new();
-    digest.update(template.to_string());
-    if collisions > 0 {
-        digest.update(collisions.to_le_bytes());
-    }
-    let bytes: [u8; 8] = digest.finalize()[..8].try_into().expect("a digest has 32 bytes");
-    let mut number = u64::from_le_bytes(bytes);
-    let mut text = String::with_capacity(HASH_LENGTH);
-    for _ in 0..HASH_LENGTH {
-        let place = usize::try_from(number % 27).expect("below 27");
-        text.push(char::from(SAFE[place]));
-        number /= 27;
-    }
-    text
-}
 
 /// Whether a ReplicaSet was made from this template.
 fn is_of(set: &ReplicaSet, template: &Value) -> bool {
@@ -112,7 +90,7 @@ pub fn size_annotations(deployment: &Deployment) -> Map<String, Value> {
 
 /// The ReplicaSet of the current template, to be created.
 pub fn new_set(deployment: &Deployment, replicas: i64, revision: i64) -> Value {
-    let hash = hash(&deployment.spec.template, deployment.status.collision_count.unwrap_or(0));
+    let hash = template_hash(&deployment.spec.template, deployment.status.collision_count.unwrap_or(0));
     let meta = &deployment.metadata;
     let mut template = deployment.spec.template.clone();
     template["metadata"]["labels"][HASH_LABEL] = hash.clone().into();
@@ -154,18 +132,6 @@ pub fn expired<'a>(deployment: &Deployment, old: &[&'a ReplicaSet]) -> Vec<&'a R
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn hashes_are_stable_safe_and_move_with_collisions() {
-        let template = json!({"spec": {"containers": [{"image": "a", "name": "c"}]}});
-        let first = hash(&template, 0);
-        // Pinned: a change would roll out every Deployment again.
-        assert_eq!(first, "mk4td49d6m");
-        assert_eq!(first.len(), HASH_LENGTH);
-        assert!(first.bytes().all(|byte| SAFE.contains(&byte)));
-        assert_ne!(first, hash(&template, 1));
-        assert_ne!(first, hash(&json!({"spec": {}}), 0));
-    }
 
     fn set(name: &str, revision: &str, image: &str) -> ReplicaSet {
         serde_json::from_value(json!({

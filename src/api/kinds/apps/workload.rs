@@ -182,6 +182,13 @@ impl Strategy for ReplicationControllerStrategy {
 
 pub(in crate::api::kinds) struct DaemonSetStrategy;
 
+/// Counts changes of the template; older than revisions, and still shown.
+const TEMPLATE_GENERATION: [&str; 3] = ["metadata", "annotations", "deprecated.daemonset.template.generation"];
+
+fn template_generation(set: &Object) -> i64 {
+    set.str_at(&TEMPLATE_GENERATION).parse().unwrap_or(0)
+}
+
 impl Strategy for DaemonSetStrategy {
     fn default(&self, object: &mut Object) {
         default_template(object, TEMPLATE_SPEC);
@@ -189,34 +196,24 @@ impl Strategy for DaemonSetStrategy {
     fn prepare_create(&self, _context: &HookContext, object: &mut Object) {
         let zeros = ["currentNumberScheduled", "numberMisscheduled", "desiredNumberScheduled", "numberReady"];
         reset_status(object, zeros.into_iter().map(|field| (field.to_owned(), Value::from(0))).collect());
+        let generation = template_generation(object).max(1);
+        object.set(&TEMPLATE_GENERATION, generation.to_string().into());
+    }
+    fn prepare_update(&self, _context: &HookContext, new: &mut Object, old: &Object) {
+        let changed = !same(new.at(&["spec", "template"]), old.at(&["spec", "template"]));
+        let generation = template_generation(old) + i64::from(changed);
+        if generation > 0 {
+            new.set(&TEMPLATE_GENERATION, generation.to_string().into());
+        }
     }
     fn validate(&self, _context: &HookContext, object: &Object) -> Vec<FieldError> {
         let mut errors = Errors::new();
         let spec = spec_of(object);
         let selector = selector(spec, "daemonset", &mut errors);
         template(spec, selector.as_ref(), "DaemonSet", &mut errors);
-        for field in ["minReadySeconds", "revisionHistoryLimit"] {
-            non_negative(spec, field, &SPEC, &mut errors);
-        }
-        if let Some(strategy) = present(spec, "updateStrategy") {
-            let path = SPEC.child("updateStrategy");
-            optional_one_of(strategy, "type", &["OnDelete", "RollingUpdate"], &path, &mut errors);
-            if let Some(rolling) = present(strategy, "rollingUpdate") {
-                let path = path.child("rollingUpdate");
-                let unavailable =
-                    int_or_percent(rolling.get("maxUnavailable"), &path.child("maxUnavailable"), &mut errors);
-                let surge = int_or_percent(rolling.get("maxSurge"), &path.child("maxSurge"), &mut errors);
-                let value = rolling.get("maxUnavailable").cloned().unwrap_or_default();
-                let why = match (unavailable.unwrap_or(0), surge.unwrap_or(0)) {
-                    (0, 0) => "cannot be 0 when maxSurge is 0",
-                    (1.., 1..) => "may not be set when maxSurge is non-zero",
-                    _ => "",
-                };
-                if !why.is_empty() {
-                    errors.push(FieldError::invalid(path.child("maxUnavailable"), value, why));
-                }
-            }
-        }
+        non_negative(spec, "minReadySeconds", &SPEC, &mut errors);
+        daemon_strategy(spec, &mut errors);
+        non_negative(spec, "revisionHistoryLimit", &SPEC, &mut errors);
         errors
     }
     fn validate_update(&self, _context: &HookContext, new: &Object, old: &Object) -> Vec<FieldError> {
@@ -224,11 +221,70 @@ impl Strategy for DaemonSetStrategy {
         immutable("selector", new, old, &mut errors);
         errors
     }
+    fn validate_status_update(&self, _context: &HookContext, new: &Object, old: &Object) -> Vec<FieldError> {
+        let mut errors = counts(
+            new,
+            &[
+                "currentNumberScheduled",
+                "numberMisscheduled",
+                "desiredNumberScheduled",
+                "numberReady",
+                "observedGeneration",
+                "updatedNumberScheduled",
+                "numberAvailable",
+                "numberUnavailable",
+                "collisionCount",
+            ],
+        );
+        let collisions = |object: &Object| object.int_at(&["status", "collisionCount"]);
+        if let Some(before) = collisions(old)
+            && collisions(new).is_none_or(|count| count < before)
+        {
+            let value = new.at(&["status", "collisionCount"]).cloned().unwrap_or_default();
+            errors.push(FieldError::invalid("status.collisionCount", value, "cannot be decremented"));
+        }
+        errors
+    }
     fn warnings(&self, object: &Object, _old: Option<&Object>) -> Vec<String> {
         pod::template_warnings(object, TEMPLATE_SPEC)
     }
     fn has_generation(&self) -> bool {
         true
+    }
+}
+
+fn daemon_strategy(spec: &Value, errors: &mut Errors) {
+    let Some(strategy) = present(spec, "updateStrategy") else { return };
+    let path = SPEC.child("updateStrategy");
+    match (strategy.str_at(&["type"]), present(strategy, "rollingUpdate")) {
+        ("OnDelete", _) => {}
+        ("RollingUpdate", Some(rolling)) => daemon_rolling_update(rolling, &path.child("rollingUpdate"), errors),
+        ("RollingUpdate", None) => errors.push(FieldError::required(path.child("rollingUpdate"), "")),
+        _ => {
+            let supported = ["OnDelete", "RollingUpdate"];
+            errors.push(FieldError::not_supported(path, strategy.clone(), &supported));
+        }
+    }
+}
+
+/// Exactly one of the two bounds is not 0.
+fn daemon_rolling_update(rolling: &Value, path: &Path, errors: &mut Errors) {
+    let mut bounds = [0, 0];
+    for (field, bound) in ["maxUnavailable", "maxSurge"].into_iter().zip(&mut bounds) {
+        *bound = int_or_percent(rolling.get(field), &path.child(field), errors).unwrap_or(0);
+        let percent = rolling.get(field).filter(|value| value.is_string() && *bound > 100);
+        if let Some(value) = percent {
+            errors.push(FieldError::invalid(path.child(field), value.clone(), "must not be greater than 100%"));
+        }
+    }
+    match bounds {
+        [0, 0] => errors.push(FieldError::required(path.child("maxUnavailable"), "cannot be 0 when maxSurge is 0")),
+        [_, surge] if surge > 0 && bounds[0] > 0 => {
+            let value = rolling.get("maxSurge").cloned().unwrap_or_default();
+            let why = "may not be set when maxUnavailable is non-zero";
+            errors.push(FieldError::invalid(path.child("maxSurge"), value, why));
+        }
+        _ => {}
     }
 }
 
@@ -302,7 +358,12 @@ pub(in crate::api::kinds) struct ControllerRevisionStrategy;
 impl Strategy for ControllerRevisionStrategy {
     fn validate(&self, _context: &HookContext, object: &Object) -> Vec<FieldError> {
         let mut errors = Errors::new();
-        non_negative(object, "revision", &Path::Root(""), &mut errors);
+        if present(object, "data").is_none() {
+            errors.push(FieldError::required("data", "data is mandatory"));
+        }
+        if let Some(number @ ..0) = object.int_at(&["revision"]) {
+            errors.push(FieldError::invalid("revision", number, validation::NOT_NEGATIVE));
+        }
         errors
     }
     fn validate_update(&self, _context: &HookContext, new: &Object, old: &Object) -> Vec<FieldError> {
