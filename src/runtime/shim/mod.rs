@@ -27,6 +27,8 @@ use tokio::time::Instant;
 const CLIENTS_LIMIT: usize = 8;
 /// Helpers at a time; more requests fail instead of piling up processes.
 const HELPERS_LIMIT: usize = 32;
+/// How long new connections wait after one could not be taken for want of descriptors or memory.
+const DEAF_LIMIT: Duration = Duration::from_secs(1);
 
 /// The entry of `edgelet shim [--cgroup-processes FILE]...`, with the listening socket as standard input.
 /// Must run before anything else of edgelet: every page touched is paid once per pod.
@@ -64,6 +66,7 @@ fn daemon(arguments: &[String], listener: OwnedFd) -> io::Result<()> {
         clock: Clock::real(),
         clients: BTreeMap::new(),
         next_client: 0,
+        deaf_until: None,
         containers: BTreeMap::new(),
         execs: BTreeMap::new(),
         helpers: Vec::new(),
@@ -107,6 +110,8 @@ struct Shim {
     clock: Clock,
     clients: BTreeMap<u64, OwnedFd>,
     next_client: u64,
+    /// A connection waits that cannot be taken: looking at the listener would only spin.
+    deaf_until: Option<Instant>,
     containers: BTreeMap<String, Container>,
     execs: BTreeMap<String, RunningExec>,
     helpers: Vec<Helper>,
@@ -139,15 +144,22 @@ impl Shim {
         Ok(())
     }
 
-    fn wait(&self) -> io::Result<Vec<Ready>> {
-        let mut sources: Vec<(BorrowedFd<'_>, Ready)> =
-            vec![(self.listener.as_fd(), Ready::Listener), (self.signals.as_fd(), Ready::Signals)];
+    fn sources(&self) -> Vec<(BorrowedFd<'_>, Ready)> {
+        let mut sources = vec![(self.signals.as_fd(), Ready::Signals)];
+        if self.deaf_until.is_none() {
+            sources.push((self.listener.as_fd(), Ready::Listener));
+        }
         sources.extend(self.clients.iter().map(|(key, fd)| (fd.as_fd(), Ready::Client(*key))));
         sources.extend(self.helpers.iter().map(|helper| (helper.report.as_fd(), Ready::Helper(helper.pid))));
         for (id, container) in &self.containers {
             let readable = container.readable();
             sources.extend(readable.map(|(fd, what)| (fd, Ready::Container(id.clone(), what))));
         }
+        sources
+    }
+
+    fn wait(&self) -> io::Result<Vec<Ready>> {
+        let sources = self.sources();
         let mut polled: Vec<_> = sources.iter().map(|(fd, _)| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();
         match rustix::event::poll(&mut polled, self.timeout().as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
@@ -161,7 +173,8 @@ impl Shim {
     fn timeout(&self) -> Option<Timespec> {
         let helpers = self.helpers.iter().map(|helper| helper.deadline);
         let drains = self.containers.values().filter_map(Container::drain_deadline);
-        let left = helpers.chain(drains).min()?.saturating_duration_since(monotonic()) + Duration::from_millis(1);
+        let left = helpers.chain(drains).chain(self.deaf_until).min()?.saturating_duration_since(monotonic())
+            + Duration::from_millis(1);
         Timespec::try_from(left).ok()
     }
 
@@ -176,19 +189,34 @@ impl Shim {
     }
 
     fn accept(&mut self) {
-        if let Ok(client) = seqpacket::accept(&self.listener) {
-            if self.clients.len() >= CLIENTS_LIMIT {
-                let oldest = self.clients.keys().next().copied().unwrap_or_default();
-                self.disconnect(oldest);
+        let accepted = seqpacket::accept(&self.listener);
+        self.accepted(accepted);
+    }
+
+    fn accepted(&mut self, accepted: rustix::io::Result<OwnedFd>) {
+        use rustix::io::Errno;
+        match accepted {
+            Ok(client) => {
+                if self.clients.len() >= CLIENTS_LIMIT {
+                    let oldest = self.clients.keys().next().copied().unwrap_or_default();
+                    self.disconnect(oldest);
+                }
+                self.clients.insert(self.next_client, client);
+                self.next_client += 1;
             }
-            self.clients.insert(self.next_client, client);
-            self.next_client += 1;
+            // The connection stays in the listener's queue and would be reported again at once.
+            Err(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => {
+                self.deaf_until = Some(monotonic() + DEAF_LIMIT);
+            }
+            // Its client has gone meanwhile.
+            Err(_) => {}
         }
     }
 
     /// Nobody reads the output of a gone client's commands any more.
     fn disconnect(&mut self, key: u64) {
         self.clients.remove(&key);
+        self.deaf_until = None; // there is a descriptor again
         for exec in self.execs.values().filter(|exec| exec.client == key) {
             let _ = process::kill(exec.pid, libc::SIGKILL);
         }
@@ -534,6 +562,7 @@ impl Shim {
     /// Ends what took too long: helpers that hang, pipes that a daemonised grandchild keeps open.
     fn expire(&mut self) {
         let now = monotonic();
+        self.deaf_until = self.deaf_until.filter(|until| *until > now);
         for container in self.containers.values_mut() {
             container.stop_draining(now);
         }
@@ -557,4 +586,41 @@ fn failed(error: impl ToString) -> Answer {
 
 fn unknown(id: &str) -> Answer {
     Answer::Failed { message: format!("{id} is not in this pod"), not_found: true }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_a_descriptor_for_a_waiting_connection_the_shim_does_not_spin() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("shim.sock");
+        let mut shim = Shim {
+            listener: seqpacket::listen(&socket).unwrap(),
+            signals: SignalFd::with_flags(&SigSet::empty(), SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).unwrap(),
+            clock: Clock::real(),
+            clients: BTreeMap::new(),
+            next_client: 0,
+            deaf_until: None,
+            containers: BTreeMap::new(),
+            execs: BTreeMap::new(),
+            helpers: Vec::new(),
+            unclaimed: BTreeMap::new(),
+            reaper: None,
+            ending: false,
+        };
+        let listens = |shim: &Shim| shim.sources().iter().any(|(_, source)| matches!(source, Ready::Listener));
+        let _first = seqpacket::connect(&socket).unwrap();
+        shim.accept();
+        let _second = seqpacket::connect(&socket).unwrap();
+        assert!(listens(&shim));
+        shim.accepted(Err(rustix::io::Errno::MFILE));
+        assert!(!listens(&shim) && shim.timeout().is_some(), "it waits, and not for ever");
+        shim.disconnect(0);
+        assert!(listens(&shim), "a connection that closed makes room for the next");
+        assert!(matches!(shim.wait().unwrap()[..], [Ready::Listener]));
+        shim.accept();
+        assert_eq!(shim.clients.len(), 1);
+    }
 }
