@@ -29,6 +29,7 @@ impl ImageStore {
     /// Imports every image of an archive that runs here; `tag` names an image that has no name.
     /// Returns ids with their names. Blocking.
     pub fn import(&self, input: impl Read, tag: Option<&str>) -> Result<Vec<(String, Vec<String>)>> {
+        let _adding = self.adding()?;
         let staging = self.staging("import")?;
         extract(input, &staging.path).map_err(|error| ImageError::Archive(error.to_string()))?;
         let index = staging.path.join("index.json");

@@ -15,6 +15,7 @@ impl ImageStore {
     /// Makes an image of the tree under `root` and tags it; returns its id. Blocking.
     pub fn build(&self, root: &Path, process: Process, tag: &str) -> Result<String> {
         let tag = Reference::parse(tag)?.to_string();
+        let _adding = self.adding()?;
         let mut hash = HashWriter(Sha256::new());
         write_layer(root, &mut hash).map_err(disk(root))?;
         let diff_id = digest(hash.0);

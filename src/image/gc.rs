@@ -60,7 +60,9 @@ pub fn plan(index: &Index, in_use: &BTreeSet<String>, usage: Usage, now_s: i64) 
 
 impl ImageStore {
     /// Removes unused images when the disk is short (or all unused ones); returns what went. Blocking.
+    /// Fails while another process adds images.
     pub fn collect(&self, in_use: &BTreeSet<String>, all_unused: bool) -> Result<Vec<String>> {
+        let _alone = self.alone()?;
         let index = self.index()?;
         let doomed = if all_unused {
             index.images.keys().filter(|id| !in_use.contains(*id)).cloned().collect()
@@ -68,8 +70,9 @@ impl ImageStore {
             plan(&index, in_use, self.usage()?, self.inner.clock.now().as_second())
         };
         for id in &doomed {
-            self.remove(id)?;
+            self.forget(id)?;
         }
+        self.drop_unused_layers()?;
         Ok(doomed)
     }
 

@@ -5,6 +5,7 @@
 pub mod archive;
 pub mod build;
 pub mod gc;
+mod lock;
 pub mod manifest;
 pub mod pull;
 pub mod reference;
@@ -34,6 +35,8 @@ pub enum ImageError {
     Archive(String),
     #[error("store image in {path}: {source}")]
     Disk { path: PathBuf, source: io::Error },
+    #[error("remove images: an image is being pulled or imported; try again when that is done")]
+    Busy,
 }
 
 pub type Result<T> = std::result::Result<T, ImageError>;
@@ -130,8 +133,16 @@ impl ImageStore {
         })
     }
 
-    /// Takes a tag away; an image without tags goes, with the layers no other image needs.
+    /// Takes a tag away; an image without tags goes, with the layers no other image needs. Blocking.
+    /// Fails while another process adds images: their layers are there before anything names them.
     pub fn remove(&self, name: &str) -> Result<()> {
+        let _alone = self.alone()?;
+        self.forget(name)?;
+        self.drop_unused_layers()
+    }
+
+    /// The image's record alone.
+    fn forget(&self, name: &str) -> Result<()> {
         self.change(|index| {
             let Some((id, _)) = find(index, name)? else { return Err(ImageError::NotFound(name.to_owned())) };
             let id = id.to_owned();
@@ -142,8 +153,7 @@ impl ImageStore {
                 index.images.remove(&id);
             }
             Ok(())
-        })?;
-        self.drop_unused_layers()
+        })
     }
 
     /// Where a layer of this diff id is, or will be.

@@ -94,6 +94,8 @@ impl ImageStore {
         let reference = Reference::parse(name)?;
         let gate = self.inner.pulls.gate(&reference.to_string());
         let _turn = gate.lock().await;
+        let store = self.clone();
+        let _adding = blocking(move || store.adding()).await?;
         let mut last = None;
         // Without credentials last: a public image must not fail for a stale password.
         let anonymous = [Credentials::default()];
