@@ -75,11 +75,7 @@ pub async fn start(config: &Config, tree: &mut Tree) -> anyhow::Result<ControlPl
     let api_config = ApiServerConfig { advertise: address.to_string(), names: names(config), anonymous: true };
     let api = ApiServer::new(api_config, registry.clone(), pki.clone(), tunnels.clone(), clock.clone());
     let shutdown = tree.shutdown();
-    tree.spawn("apiserver", async move {
-        if let Err(error) = api.serve(vec![listener], shutdown).await {
-            tracing::error!(%error, "API server ended");
-        }
-    });
+    tree.spawn_fallible("apiserver", async move { api.serve(vec![listener], shutdown).await });
     write_kubeconfig(&pki, config, address).await?;
 
     let client = |component: &str| Client::Local(Local::new(registry.clone(), component));

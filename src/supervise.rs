@@ -1,8 +1,11 @@
 //! The task tree: named tasks that end together, in the reverse of the order they were started in.
 //! A task that panics is logged with its name and restarted with backoff where it can be made again;
-//! where it cannot, the tree says so and its owner ends: a process without it would only look alive.
+//! where it cannot, or where it ends with an error, the tree says so and its owner ends: a process without it
+//! would only look alive.
 
 use futures_util::FutureExt;
+use std::convert::Infallible;
+use std::fmt::Display;
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -30,7 +33,7 @@ impl Shutdown {
 /// The owner of the tasks.
 pub struct Tree {
     stop: watch::Sender<bool>,
-    /// The first task that panicked and cannot be made again.
+    /// The first task that panicked or failed and cannot be made again.
     lost: Arc<watch::Sender<Option<&'static str>>>,
     tasks: Vec<(&'static str, JoinHandle<()>)>,
 }
@@ -48,17 +51,31 @@ impl Tree {
 
     /// Starts a task that ends by itself once shutdown is requested.
     pub fn spawn(&mut self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        self.spawn_fallible(name, async move {
+            task.await;
+            Ok::<(), Infallible>(())
+        });
+    }
+
+    /// The same for a task that may fail; an error is the end of its owner, like a panic.
+    pub fn spawn_fallible<E: Display>(
+        &mut self,
+        name: &'static str,
+        task: impl Future<Output = Result<(), E>> + Send + 'static,
+    ) {
         let lost = self.lost.clone();
         let watched = async move {
-            if AssertUnwindSafe(task).catch_unwind().await.is_err() {
-                tracing::error!(task = name, "task panicked and cannot be started again");
-                lost.send_modify(|first| *first = first.or(Some(name)));
+            match AssertUnwindSafe(task).catch_unwind().await {
+                Ok(Ok(())) => return,
+                Ok(Err(error)) => tracing::error!(task = name, %error, "task failed"),
+                Err(_) => tracing::error!(task = name, "task panicked and cannot be started again"),
             }
+            lost.send_modify(|first| *first = first.or(Some(name)));
         };
         self.tasks.push((name, tokio::spawn(watched)));
     }
 
-    /// Waits until a task has panicked that cannot be made again; its name.
+    /// Waits until a task has panicked that cannot be made again, or has failed; its name.
     pub async fn lost(&self) -> &'static str {
         let mut lost = self.lost.subscribe();
         loop {
@@ -124,6 +141,17 @@ mod tests {
         assert!(none.is_err());
         tree.spawn("broken", async { panic!("as a test wants it") });
         assert_eq!(tree.lost().await, "broken");
+        tree.end(Duration::from_secs(1)).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_task_that_ends_with_an_error_is_lost_and_not_only_logged() {
+        let mut tree = Tree::default();
+        tree.spawn_fallible("done", async { Ok::<(), &str>(()) });
+        let none = tokio::time::timeout(Duration::from_secs(60), tree.lost()).await;
+        assert!(none.is_err());
+        tree.spawn_fallible("failing", async { Err("as a test wants it") });
+        assert_eq!(tree.lost().await, "failing");
         tree.end(Duration::from_secs(1)).await;
     }
 

@@ -48,7 +48,7 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
     tree.end(SHUTDOWN_GRACE).await;
     plane.close().await?;
     match lost {
-        Some(task) => bail!("task {task} panicked"),
+        Some(task) => bail!("task {task} has ended: see its error above"),
         None => Ok(ExitCode::SUCCESS),
     }
 }
