@@ -16,6 +16,7 @@ use crate::network::{Network, NetworkConfig};
 use crate::proxy::{self, ProxyConfig};
 use crate::runtime::libcontainer::{LibcontainerRuntime, RuntimeConfig};
 use crate::supervise::Tree;
+use crate::sys::cgroup::Cgroups;
 use crate::telemetry::Trace;
 use crate::tunnel::Streams;
 use anyhow::Context;
@@ -114,6 +115,21 @@ async fn given_pod_cidr(config: &KubeletConfig, client: &Client, informers: &Inf
         pod_cidr = given => pod_cidr,
         never = introduced => never,
     }
+}
+
+/// Takes away what a start that failed half-way has made, for those who must leave nothing behind. Call it when the
+/// tree has ended: while an older `Network` of this process lives, the rules are its own.
+pub async fn discard(config: &Config) -> anyhow::Result<()> {
+    // What is taken away has the same names whatever part of the cluster's addresses the node was given.
+    let network = Network::new(network_config(config, format!("{}/24", config.cluster_cidr.base())))
+        .context("open the pod network")?;
+    let taken_down = network.teardown().await.context("take the pod network down");
+    let root = format!("/{}", config.cgroup_root);
+    let remove = move || -> std::io::Result<()> {
+        let cgroups = Cgroups::detect()?;
+        cgroups.remove(&format!("{root}/shims")).and(cgroups.remove(&root))
+    };
+    taken_down.and(tokio::task::spawn_blocking(remove).await?.context("remove cgroups"))
 }
 
 fn network_config(config: &Config, pod_cidr: String) -> NetworkConfig {

@@ -8,6 +8,8 @@
     reason = "a test ends at the first surprise"
 )]
 
+#[path = "node/demo.rs"]
+mod demo;
 #[path = "node/network.rs"]
 mod network;
 #[path = "node/runtime.rs"]

@@ -125,7 +125,15 @@ async fn demo(config: Config, once: bool) -> anyhow::Result<ExitCode> {
     let mut tree = Tree::default();
     let plane = server::start(&config, &mut tree).await?;
     say(&format!("API server answers at {}", plane.address));
-    let node = node::start(&config, plane.link(&config.node_name), &mut tree).await?;
+    let node = match node::start(&config, plane.link(&config.node_name), &mut tree).await {
+        Ok(node) => node,
+        Err(error) => {
+            tree.end(SHUTDOWN_GRACE).await;
+            let taken_back = node::discard(&config).await;
+            plane.close().await?;
+            return taken_back.context(format!("{error:#}")).and(Err(error));
+        }
+    };
     say(&format!("node {} runs: bridge {}, rules, DNS {}", config.node_name, config.bridge, config.dns_ip));
     let pods = plane.informers.all(PODS);
     let (steps, shutdown) = (print_steps(plane.trace.clone(), pods.clone(), begun), tree.shutdown());
@@ -147,13 +155,13 @@ async fn demo(config: Config, once: bool) -> anyhow::Result<ExitCode> {
         done = work => done,
         _ = interrupted.recv() => Ok(()),
         _ = terminated.recv() => Ok(()),
-        task = tree.lost() => Err(anyhow::anyhow!("task {task} panicked")),
+        task = tree.lost() => Err(anyhow::anyhow!("task {task} has ended: see its error above")),
     };
     if outcome.is_ok() && !once {
         tokio::select! {
             _ = interrupted.recv() => {}
             _ = terminated.recv() => {}
-            task = tree.lost() => outcome = Err(anyhow::anyhow!("task {task} panicked")),
+            task = tree.lost() => outcome = Err(anyhow::anyhow!("task {task} has ended: see its error above")),
         }
     }
     println!();
