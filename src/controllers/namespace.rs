@@ -7,21 +7,25 @@ use crate::api::object::ObjectExt;
 use crate::api::status::{Result, Status};
 use crate::api::view::meta::{Any, Condition};
 use crate::api::view::node::Namespace;
-use crate::client::informer::Change;
-use crate::client::{DeleteOptions, ListOptions, PatchType};
-use crate::client::{Informer, NAMESPACES, PODS, Resource};
+use crate::client::{Client, DeleteOptions, ListOptions, PatchType, WatchEvent};
+use crate::client::{Informer, NAMESPACES, Resource};
 use crate::clock::rfc3339;
+use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use serde_json::{Value, json};
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 
 /// The finalizer in `spec.finalizers` that is ours.
 const FINALIZER: &str = "kubernetes";
-/// How long until we look again at objects whose end no event tells us of.
-const AGAIN: Duration = Duration::from_secs(2);
+/// What is left is followed by watches; this is for a kind that cannot be watched.
+const BACKSTOP: Duration = Duration::from_secs(600);
+/// Namespaces that wait to be looked at again.
+const ASKED_LIMIT: usize = 64;
 const PAGE_LIMIT: usize = 500;
 
 /// What is left of a namespace.
@@ -31,6 +35,8 @@ struct Rest {
     objects: BTreeMap<String, usize>,
     finalizers: BTreeMap<String, usize>,
     errors: Vec<String>,
+    /// Kinds of which something is left, and the revision at which it was seen.
+    followed: Vec<(Resource, String)>,
 }
 
 impl Rest {
@@ -130,17 +136,23 @@ pub struct Controller {
     tools: Tools,
     kinds: Kinds,
     namespaces: Informer,
+    asked: mpsc::Sender<String>,
+    /// By namespace that is being deleted: the tasks that follow what is left in it.
+    followers: Mutex<HashMap<String, JoinSet<()>>>,
 }
 
 impl Controller {
     pub fn new(tools: &Tools, kinds: &Kinds) -> (Arc<Self>, Vec<Source>) {
         let namespaces = tools.informers.all(NAMESPACES);
-        let pods = tools.informers.all(PODS);
-        let sources = vec![Source::own(&namespaces), Source::new(&pods, namespace_of_last)];
-        (Arc::new(Self { tools: tools.clone(), kinds: kinds.clone(), namespaces }), sources)
+        let (asked, keys) = mpsc::channel(ASKED_LIMIT);
+        let sources = vec![Source::own(&namespaces), Source::Asked(keys)];
+        let (tools, kinds, followers) = (tools.clone(), kinds.clone(), Mutex::default());
+        (Arc::new(Self { tools, kinds, namespaces, asked, followers }), sources)
     }
 
     async fn sync(&self, key: &str) -> Result<Option<Duration>> {
+        // Whoever followed what was left has done its work, or saw an older state.
+        self.followers().remove(key);
         let Some(item) = self.namespaces.by_key(key) else { return Ok(None) };
         let namespace: Namespace = item.view()?;
         let ours = namespace.spec.finalizers.iter().any(|finalizer| finalizer == FINALIZER);
@@ -154,7 +166,31 @@ impl Controller {
             self.release(name, &namespace.metadata.uid).await?;
             return Ok(None);
         }
-        Ok(Some(AGAIN))
+        if let Some(error) = rest.errors.first() {
+            return Err(Status::internal(format!("delete what is in namespace {name}: {error}")));
+        }
+        self.follow(key, rest.followed);
+        Ok(Some(BACKSTOP))
+    }
+
+    fn followers(&self) -> MutexGuard<'_, HashMap<String, JoinSet<()>>> {
+        self.followers.lock().expect("no panic while the followers are locked")
+    }
+
+    /// Asks for the namespace again at the first change of what is left in it.
+    fn follow(&self, key: &str, followed: Vec<(Resource, String)>) {
+        let namespace = key.trim_start_matches('/');
+        let mut tasks = JoinSet::new();
+        for (resource, revision) in followed {
+            let (client, asked, key) = (self.tools.client.clone(), self.asked.clone(), key.to_owned());
+            let namespace = namespace.to_owned();
+            tasks.spawn(async move {
+                change(&client, resource, &namespace, revision).await;
+                // Nobody listens any more: the controller ends.
+                let _ = asked.send(key).await;
+            });
+        }
+        self.followers().insert(key.to_owned(), tasks);
     }
 
     /// Deletes what is there; while pods are left, only pods.
@@ -173,7 +209,7 @@ impl Controller {
 
     async fn empty_kind(&self, kind: &KindRef, namespace: &str, rest: &mut Rest) -> Result<()> {
         let (resource, mut failure) = (Resource::of(kind), None);
-        for object in self.listed(resource, namespace).await? {
+        for object in self.listed(resource, namespace).await?.0 {
             if object.metadata.is_deleting() {
                 continue;
             }
@@ -183,8 +219,11 @@ impl Controller {
                 _ => {}
             }
         }
-        let left = self.listed(resource, namespace).await?;
+        let (left, revision) = self.listed(resource, namespace).await?;
         if !left.is_empty() {
+            if kind.verbs.iter().any(|verb| verb == "watch") {
+                rest.followed.push((resource, revision));
+            }
             rest.objects.insert(format!("{}.{}", kind.plural, kind.group), left.len());
         }
         for finalizer in left.into_iter().flat_map(|object| object.metadata.finalizers) {
@@ -193,8 +232,8 @@ impl Controller {
         failure.map_or(Ok(()), Err)
     }
 
-    /// Metadata of the objects of one kind.
-    async fn listed(&self, resource: Resource, namespace: &str) -> Result<Vec<Any>> {
+    /// Metadata of the objects of one kind, and the revision it is of.
+    async fn listed(&self, resource: Resource, namespace: &str) -> Result<(Vec<Any>, String)> {
         let mut listed = Vec::new();
         let mut options = ListOptions { limit: PAGE_LIMIT, ..ListOptions::default() };
         loop {
@@ -203,7 +242,7 @@ impl Controller {
                 listed.push(item.view()?);
             }
             if page.continue_token.is_empty() {
-                return Ok(listed);
+                return Ok((listed, page.resource_version));
             }
             options.continue_token = page.continue_token;
         }
@@ -241,10 +280,12 @@ impl Controller {
     }
 }
 
-/// A pod that is gone may be the last one a namespace waits for.
-fn namespace_of_last(change: &Change) -> Vec<String> {
-    let namespace = change.key.split_once('/').map(|(namespace, _)| format!("/{namespace}"));
-    namespace.filter(|_| change.new.is_none()).into_iter().collect()
+/// Waits for the first change of one kind in a namespace after a revision, or for the end of the watch: then, too,
+/// it is time to look.
+async fn change(client: &Client, resource: Resource, namespace: &str, revision: String) {
+    let options = ListOptions { resource_version: revision, ..ListOptions::default() };
+    let Ok(mut events) = client.watch(resource, namespace, &options).await else { return };
+    while let Some(Ok(WatchEvent::Bookmark { .. })) = events.next().await {}
 }
 
 impl Reconcile for Controller {

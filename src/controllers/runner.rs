@@ -10,6 +10,7 @@ use futures_util::future::BoxFuture;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 /// What a controller does with a key: observe, plan, apply. It may ask to be called again later.
@@ -18,17 +19,19 @@ pub trait Reconcile: Send + Sync + 'static {
 }
 
 /// The keys that a change concerns.
-type Keys = dyn Fn(&Change) -> Vec<String> + Send + Sync;
+pub type Keys = dyn Fn(&Change) -> Vec<String> + Send + Sync;
 
-/// Changes of one informer and the keys they concern.
-pub struct Source {
-    informer: Informer,
-    keys: Box<Keys>,
+/// What brings keys.
+pub enum Source {
+    /// Changes of one informer and the keys they concern.
+    Changes(Informer, Box<Keys>),
+    /// Keys as the controller itself asks for them.
+    Asked(mpsc::Receiver<String>),
 }
 
 impl Source {
     pub fn new(informer: &Informer, keys: impl Fn(&Change) -> Vec<String> + Send + Sync + 'static) -> Self {
-        Self { informer: informer.clone(), keys: Box::new(keys) }
+        Self::Changes(informer.clone(), Box::new(keys))
     }
 
     /// The objects themselves.
@@ -48,9 +51,10 @@ pub async fn run(
     let queue = WorkQueue::new();
     let mut tasks = JoinSet::new();
     for source in &sources {
+        let Source::Changes(informer, _) = source else { continue };
         tokio::select! {
             () = shutdown.requested() => return,
-            () = source.informer.synced() => {}
+            () = informer.synced() => {}
         }
     }
     for source in sources {
@@ -64,11 +68,20 @@ pub async fn run(
 }
 
 async fn feed(source: Source, queue: WorkQueue) {
-    let mut changes = source.informer.subscribe();
-    loop {
-        let change = changes.next().await;
-        for key in (source.keys)(&change) {
-            queue.add(&key);
+    match source {
+        Source::Changes(informer, keys) => {
+            let mut changes = informer.subscribe();
+            loop {
+                let change = changes.next().await;
+                for key in keys(&change) {
+                    queue.add(&key);
+                }
+            }
+        }
+        Source::Asked(mut asked) => {
+            while let Some(key) = asked.recv().await {
+                queue.add(&key);
+            }
         }
     }
 }

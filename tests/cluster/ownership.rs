@@ -91,3 +91,22 @@ async fn a_namespace_is_furnished_and_emptied() {
     world.patch(CONFIGMAPS, "team", "held", "", json!({"metadata": {"finalizers": null}})).await;
     world.until("the namespace goes", NAMESPACES, |all| !all.iter().any(|one| one.name() == "team")).await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_namespace_held_by_a_finalizer_is_not_looked_at_every_other_second() {
+    let world = World::new(&[]).await;
+    world.create(NAMESPACES, "", json!({"metadata": {"name": "team"}})).await;
+    let held = json!({"metadata": {"name": "held", "finalizers": ["example.com/hold"]}});
+    world.create(CONFIGMAPS, "team", held).await;
+    world.settle().await;
+    world.delete(NAMESPACES, "", "team", DeleteOptions::default()).await;
+    world.settle().await;
+    assert!(world.get(NAMESPACES, "", "team").await.is_some(), "held by a finalizer");
+
+    let begun = tokio::time::Instant::now();
+    world.patch(CONFIGMAPS, "team", "held", "", json!({"metadata": {"finalizers": null}})).await;
+    while world.get(NAMESPACES, "", "team").await.is_some() {
+        tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        assert!(begun.elapsed().as_millis() < 100, "its end is an event, no matter of waiting");
+    }
+}
