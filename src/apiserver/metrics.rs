@@ -4,8 +4,8 @@
 use super::request_info::RequestInfo;
 use std::collections::BTreeMap;
 use std::fmt::Write;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 /// Upper bounds of the latency buckets.
@@ -32,10 +32,24 @@ struct Series {
 #[derive(Default)]
 pub struct Metrics {
     series: Mutex<BTreeMap<Labels, Series>>,
-    pub long_running: AtomicI64,
+    long_running: Arc<AtomicI64>,
+}
+
+/// One open watch or stream; whoever answers it holds it, however the answer ends.
+pub struct LongRunning(Arc<AtomicI64>);
+
+impl Drop for LongRunning {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Metrics {
+    pub fn open(&self) -> LongRunning {
+        self.long_running.fetch_add(1, Ordering::Relaxed);
+        LongRunning(self.long_running.clone())
+    }
+
     /// `known`: whether the resource is one that is served.
     pub fn observe(&self, info: &RequestInfo, known: bool, code: u16, took: Duration) {
         let labels = match known {

@@ -35,7 +35,6 @@ use negotiate::{Shape, Shapes};
 use query::Query;
 use request_info::RequestInfo;
 use respond::Style;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::Semaphore;
@@ -85,6 +84,8 @@ pub(crate) struct Call {
     pub user: User,
     /// Present on connections that can be taken over (WebSocket).
     pub upgrade: Option<hyper::upgrade::OnUpgrade>,
+    /// Of a watch or a stream; a task that goes on with its connection holds it.
+    pub open: Option<Arc<metrics::LongRunning>>,
 }
 
 impl Call {
@@ -172,10 +173,9 @@ impl ApiServer {
 
     async fn dispatch(&self, call: Call, body: Body) -> Result<Response> {
         if call.info.is_long_running() {
-            self.0.metrics.long_running.fetch_add(1, Ordering::Relaxed);
-            let result = self.route(call, body).await;
-            self.0.metrics.long_running.fetch_sub(1, Ordering::Relaxed);
-            return result;
+            let open = Arc::new(self.0.metrics.open());
+            let call = Call { open: Some(open.clone()), ..call };
+            return Ok(respond::holding(self.route(call, body).await?, open));
         }
         let limit = if call.info.is_read_only() { &self.0.reads } else { &self.0.writes };
         let busy = || Status::too_many_requests("too many requests, please try again later", 1);
@@ -313,7 +313,7 @@ async fn handle(State(server): State<ApiServer>, request: Request) -> Response {
     let upgrade = parts.extensions.remove::<hyper::upgrade::OnUpgrade>();
     let audit_id = audit_id(&parts.headers);
     let (method, headers) = (parts.method, parts.headers);
-    let mut call = Call { method, info, query, headers, user: User::default(), upgrade };
+    let mut call = Call { method, info, query, headers, user: User::default(), upgrade, open: None };
     let style = call.error_style();
     let info = call.info.clone();
 

@@ -12,6 +12,7 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use http::header::{CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER, VARY};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use http_body_util::BodyExt;
 use serde_json::Value;
 use std::collections::VecDeque;
 use std::io::Write;
@@ -137,6 +138,17 @@ pub fn stream(content_type: &'static str, body: Body) -> Response {
     let mut response = Response::new(body);
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     response
+}
+
+/// The same answer; `held` is dropped with its body, whether it is read to its end or not.
+pub fn holding(response: Response, held: impl Send + 'static) -> Response {
+    response.map(|body| {
+        let keep = move |frame| {
+            let _held = &held;
+            frame
+        };
+        Body::new(body.map_frame(keep))
+    })
 }
 
 fn response(code: StatusCode, content_type: &'static str, gzip: bool, pieces: Pieces) -> Response {

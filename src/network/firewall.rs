@@ -32,12 +32,13 @@ pub fn open(socket: &Socket, chain: &Chain, layout: &Layout, own_prefix: &str) -
     for direction in [source_in(layout.cluster), destination_in(layout.cluster)] {
         batch.insert_rule(chain, &[&family, &direction, &[Expression::Verdict(Verdict::Accept)]], &comment);
     }
+    socket.commit(batch).map_err(|error| failed(&error))?;
     tracing::info!(
         table = chain.table,
         chain = chain.name,
         "let pod traffic pass a firewall that drops what is forwarded"
     );
-    socket.commit(batch).map_err(|error| failed(&error))
+    Ok(())
 }
 
 pub fn close(socket: &Socket, chain: &Chain, own_prefix: &str) -> Result<(), BatchError> {

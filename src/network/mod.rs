@@ -96,6 +96,8 @@ struct State {
     /// One attach or detach per pod at a time.
     busy: BTreeMap<String, Arc<tokio::sync::Mutex<()>>>,
     save_pending: bool,
+    /// What stood in the way of pod traffic when last looked at.
+    obstacles: Vec<String>,
 }
 
 impl Network {
@@ -109,7 +111,13 @@ impl Network {
         let layout = Layout::new(&config)?;
         let tables = Tables::open(owned).map_err(|source| kernel("open", "nf_tables", source))?;
         let ipam = Ipam::new(layout.pods, load(&layout.addresses_file));
-        let state = State { ipam, attached: BTreeMap::new(), busy: BTreeMap::new(), save_pending: false };
+        let state = State {
+            ipam,
+            attached: BTreeMap::new(),
+            busy: BTreeMap::new(),
+            save_pending: false,
+            obstacles: Vec::new(),
+        };
         let table = config.table;
         Ok(Self(Arc::new(Inner { layout, tables, table, state: Mutex::new(state) })))
     }
@@ -129,9 +137,7 @@ impl Network {
         let node_side = layout.clone();
         let ports = netlink::run(move || async move { connect_node(&node_side).await }).await?;
         self.program()?;
-        for warning in self.mend() {
-            tracing::warn!(warning, "pod traffic may be lost");
-        }
+        self.mend_and_warn();
         self.adopt(ports).await
     }
 
@@ -159,6 +165,14 @@ impl Network {
             warnings.push("net.bridge.bridge-nf-call-iptables must be 0: set it, and find who sets it to 1".to_owned());
         }
         warnings
+    }
+
+    /// The same; an obstacle is logged when it appears, not each time it is still there.
+    pub fn mend_and_warn(&self) {
+        let found = self.mend();
+        for warning in appeared(&mut self.state().obstacles, found) {
+            tracing::warn!(warning, "pod traffic may be lost");
+        }
     }
 
     /// Finds the complete attachments and removes the half-made ones.
@@ -308,6 +322,13 @@ impl Network {
     }
 }
 
+/// What is in `found` and was not in `known`, which becomes `found`.
+fn appeared(known: &mut Vec<String>, found: Vec<String>) -> Vec<String> {
+    let new = found.iter().filter(|one| !known.contains(one)).cloned().collect();
+    *known = found;
+    new
+}
+
 /// Loopback, the bridge with its addresses, sysctls and routes; what is attached to the bridge.
 async fn connect_node(layout: &Layout) -> Result<Vec<Port>> {
     let netlink = Netlink::open()?;
@@ -406,4 +427,20 @@ fn save(path: &Path, remembered: &Remembered) -> io::Result<()> {
     let temporary = path.with_extension("tmp");
     std::fs::write(&temporary, serde_json::to_vec(remembered)?)?;
     std::fs::rename(temporary, path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_foreign_firewall_is_warned_of_once_per_episode() {
+        let found = |all: &[&str]| all.iter().map(|one| (*one).to_owned()).collect::<Vec<_>>();
+        let mut known = Vec::new();
+        let rounds: [(&[&str], &[&str]); 5] =
+            [(&["a"], &["a"]), (&["a"], &[]), (&["a", "b"], &["b"]), (&[], &[]), (&["a"], &["a"])];
+        for (now, new) in rounds {
+            assert_eq!(appeared(&mut known, found(now)), found(new));
+        }
+    }
 }

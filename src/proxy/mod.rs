@@ -187,9 +187,7 @@ impl Proxy {
                     tracing::debug!(%error, "lost sight of nf_tables");
                 }
                 tokio::time::sleep(SETTLE).await;
-                for warning in self.network.mend() {
-                    tracing::warn!(warning, "pod traffic may be lost");
-                }
+                self.network.mend_and_warn();
                 // When the look itself fails, program anew.
                 if !self.programmer.is_intact().unwrap_or(false) {
                     tracing::info!("rules were removed by another program; putting them back");

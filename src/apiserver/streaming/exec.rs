@@ -30,12 +30,13 @@ pub async fn answer(server: &ApiServer, mut call: Call, verb: Verb) -> Result<Re
     let target = target(server, &call, verb).await?;
     let handshake = websocket::handshake(&mut call)?;
     let node = upgrade(server, &target).await?;
-    let first = first_channel(&call);
+    let (first, open) = (first_channel(&call), call.open.take());
     let protocol = handshake.protocol;
     let (response, socket) = handshake.accept();
     tokio::spawn(async move {
         let (Ok(socket), Ok(node)) = (socket.await, node.await) else { return };
         bridge(socket, protocol, first, TokioIo::new(node)).await;
+        drop(open);
     });
     Ok(response)
 }

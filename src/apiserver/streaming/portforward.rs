@@ -38,7 +38,9 @@ pub async fn answer(server: &ApiServer, mut call: Call) -> Result<Response> {
     }
     let protocol = handshake.protocol;
     let (response, socket) = handshake.accept();
+    let open = call.open.take();
     tokio::spawn(async move {
+        let _open = open;
         if let Ok(socket) = socket.await {
             bridge(socket, protocol, streams).await;
         }

@@ -167,3 +167,24 @@ async fn logs_of_a_pod_without_a_node_are_empty_and_options_are_checked() {
     assert_eq!(cluster.get(&format!("{pods}/p/log?tailLines=-1")).await.code, 422);
     assert_eq!(cluster.get(&format!("{pods}/none/log")).await.code, 404);
 }
+
+#[tokio::test(start_paused = true)]
+async fn open_watches_are_counted_until_their_answer_ends_or_is_given_up() {
+    let cluster = Cluster::new().await;
+    let open = || {
+        let text = cluster.server.0.metrics.render(&[]);
+        let line = text.lines().find_map(|line| line.strip_prefix("apiserver_longrunning_requests "));
+        line.unwrap().to_owned()
+    };
+    let request = || {
+        let uri = format!("{MAPS}?watch=true&timeoutSeconds=5");
+        http::Request::get(uri).extension(user("admin")).body(Body::empty()).unwrap()
+    };
+    let given_up = cluster.server.router().call(request()).await.unwrap();
+    let read = cluster.server.router().call(request()).await.unwrap();
+    assert_eq!(open(), "2");
+    drop(given_up);
+    assert_eq!(open(), "1");
+    read.into_body().collect().await.unwrap();
+    assert_eq!(open(), "0");
+}
