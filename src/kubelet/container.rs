@@ -48,6 +48,7 @@ pub fn sandbox_config(pod: &Pod, node: &NodeFacts) -> SandboxConfig {
         resources: pod_resources(pod, node.memory_bytes),
         wanted_ip: pod.status.pod_ips.first().and_then(|ip| ip.ip.parse().ok()).filter(|_| !spec.host_network),
         log_directory: log_directory(&reference),
+        termination_grace_s: spec.termination_grace_period_seconds.and_then(|grace_s| grace_s.try_into().ok()),
         annotations: pod.metadata.annotations.clone(),
         pod: reference,
     }

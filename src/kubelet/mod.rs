@@ -51,6 +51,7 @@ pub const CONTAINER_ID_SCHEME: &str = "edgelet://";
 const PULLS_LIMIT: u32 = 2;
 /// Containers made at the same time: more only wait for each other's forks.
 const STARTS_LIMIT: usize = 4;
+/// For a pod that is no more and did not say how long its end may take.
 const ORPHAN_GRACE: Duration = Duration::from_secs(30);
 const ORPHAN_RETRY: Duration = Duration::from_secs(10);
 const ORPHAN_RETRY_LIMIT: Duration = Duration::from_secs(300);
@@ -226,7 +227,8 @@ impl Kubelet {
             "removing a pod that is no more"
         );
         let running = sandbox.containers.iter().filter(|one| matches!(one.state, ContainerState::Running { .. }));
-        let stops = running.map(|one| self.runtime.stop_container(&one.id, ORPHAN_GRACE));
+        let grace = sandbox.termination_grace_s.map_or(ORPHAN_GRACE, Duration::from_secs);
+        let stops = running.map(|one| self.runtime.stop_container(&one.id, grace));
         for error in futures_util::future::join_all(stops).await.into_iter().filter_map(Result::err) {
             tracing::warn!(%error, uid, "stop container of an orphan");
         }

@@ -334,6 +334,7 @@ fn status(pod: &Pod) -> SandboxStatus {
         ready: pod.ready,
         created_at: Some(pod.created_at),
         ips: vec![pod.ip],
+        termination_grace_s: pod.config.termination_grace_s,
         containers: pod.containers.values().map(|container| container.status.clone()).collect(),
     }
 }

@@ -33,6 +33,7 @@ pub struct PodRef {
 
 /// What a pod's containers share.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct SandboxConfig {
     pub pod: PodRef,
     pub hostname: String,
@@ -55,6 +56,8 @@ pub struct SandboxConfig {
     pub wanted_ip: Option<IpAddr>,
     /// `/var/log/pods/NAMESPACE_NAME_UID`, relative to the log root.
     pub log_directory: String,
+    /// The pod's `terminationGracePeriodSeconds`, for when its object is gone.
+    pub termination_grace_s: Option<u64>,
     /// Pod annotations; only the fake runtime reads them.
     pub annotations: BTreeMap<String, String>,
 }
@@ -185,6 +188,8 @@ pub struct SandboxStatus {
     pub ready: bool,
     pub created_at: Option<Timestamp>,
     pub ips: Vec<IpAddr>,
+    /// As its configuration had it.
+    pub termination_grace_s: Option<u64>,
     pub containers: Vec<ContainerStatus>,
 }
 

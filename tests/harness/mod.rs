@@ -18,7 +18,7 @@ static BOARDS: AtomicU32 = AtomicU32::new(0);
 
 pub struct Board {
     pub directory: PathBuf,
-    run: PathBuf,
+    pub run: PathBuf,
     cgroup: String,
     bridge: String,
     holder: Child,

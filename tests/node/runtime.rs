@@ -615,3 +615,33 @@ fn devices_are_denied_by_program() {
     let text = String::from_utf8(output.stderr).unwrap();
     assert!(text.contains("/dev/zero") && text.contains("Operation not permitted"), "{text}");
 }
+
+/// A pod of a former process whose shim takes connections and never says a word.
+fn deaf_shim(node: &Node, uid: &str) -> std::os::fd::OwnedFd {
+    let directory = node.run_directory.join("pods").join(uid);
+    std::fs::create_dir_all(&directory).unwrap();
+    let record = serde_json::json!({"config": sandbox(uid), "created_at": "2026-11-23T00:00:00Z",
+        "cgroup": format!("{}/kubepods/besteffort/pod{uid}", node.cgroup_root), "binary": "", "shim_pid": 1,
+        "ip": null, "netns": null, "reaper": null, "ready": true});
+    std::fs::write(directory.join("sandbox.json"), record.to_string()).unwrap();
+    edgelet::sys::seqpacket::listen(&directory.join("shim.sock")).unwrap()
+}
+
+#[test]
+fn shims_that_do_not_answer_are_waited_for_together_and_not_one_after_the_other() {
+    story(|node| async move {
+        node.images();
+        node.network().await;
+        let deaf: Vec<_> = (0..3).map(|number| deaf_shim(node, &format!("deaf-{number}"))).collect();
+        // Nothing but the shims' silence is waited for, so that time passes as it is needed.
+        tokio::time::pause();
+        let begun = tokio::time::Instant::now();
+        let runtime = node.runtime().await;
+        let waited = begun.elapsed();
+        tokio::time::resume();
+        assert!(waited < Duration::from_secs(100), "each has 75 s: {waited:?}");
+        let found = runtime.list().await.unwrap();
+        assert!(found.len() == 3 && found.iter().all(|pod| !pod.ready), "{found:?}");
+        drop(deaf);
+    });
+}

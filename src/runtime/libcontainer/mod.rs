@@ -118,6 +118,7 @@ impl Pod {
             ready: state.record.ready,
             created_at: Some(state.record.created_at),
             ips: state.record.ip.into_iter().collect(),
+            termination_grace_s: state.record.config.termination_grace_s,
             containers: containers.collect(),
         }
     }

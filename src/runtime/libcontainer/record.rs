@@ -17,7 +17,9 @@ const TERMINATION_MESSAGE_LIMIT_BYTES: u64 = 4096;
 const LOG_TAIL_LIMIT_BYTES: usize = 2048;
 const LOG_TAIL_LIMIT_LINES: usize = 80;
 
+/// Every field has a default: the record of another version must not make its pod unknown.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct SandboxRecord {
     pub config: SandboxConfig,
     pub created_at: Timestamp,

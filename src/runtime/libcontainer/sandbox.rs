@@ -5,8 +5,11 @@ use super::record::{self, ContainerRecord, PodPaths, SandboxRecord};
 use super::{Container, LibcontainerRuntime, Pod, PodState, binary, blocking, layers_directory, other, pods_directory};
 use crate::network::Attachment;
 use crate::runtime::shim::protocol::{Answer, Event, ExitRecord, Listed, Request, Sandbox, Target};
-use crate::runtime::{ContainerState, Exit, Reason, Result, RuntimeError, SandboxConfig, SandboxStatus, spec};
+use crate::runtime::{
+    ContainerState, Exit, PodRef, Qos, Reason, Result, RuntimeError, SandboxConfig, SandboxStatus, spec,
+};
 use crate::sys::{mount, seqpacket};
+use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use std::io;
 use std::net::IpAddr;
@@ -21,6 +24,8 @@ const SHM_BYTES: u64 = 64 << 20;
 const KILL_LIMIT: Duration = Duration::from_secs(10);
 /// How long an idle shim may take to end.
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(2);
+/// Pods of a former process that are taken over at once.
+const RECOVERIES_LIMIT: usize = 16;
 
 fn failed(what: &str, error: impl std::fmt::Display) -> RuntimeError {
     RuntimeError::new(Reason::CreatePodSandboxError, format!("{what}: {error}"))
@@ -229,30 +234,61 @@ impl LibcontainerRuntime {
         }
     }
 
-    /// All pods of a former process.
+    /// All pods of a former process, several at once: a shim that does not answer delays no other pod.
     pub(super) async fn recover(&self) -> io::Result<()> {
+        let mut former = Vec::new();
         for entry in std::fs::read_dir(pods_directory(&self.0.config))? {
             let Ok(uid) = entry?.file_name().into_string() else { continue };
             let pod = self.new_pod(&uid);
-            let Some(record) = record::load::<SandboxRecord>(&pod.paths.record()) else {
-                // A crash before the first record: nothing was made yet but directories.
-                let _ = std::fs::remove_dir_all(&pod.paths.directory);
-                continue;
+            let record = match record::load::<SandboxRecord>(&pod.paths.record()) {
+                Some(record) => record,
+                None if pod.paths.record().exists() => self.unreadable(&uid),
+                None => {
+                    // A crash before the first record: nothing was made yet but directories.
+                    let _ = std::fs::remove_dir_all(&pod.paths.directory);
+                    continue;
+                }
             };
-            let ready = record.ready;
             *pod.state() = PodState { record, connection: None, containers: load_containers(&pod.paths) };
-            self.pods().insert(uid.clone(), pod.clone());
-            if !ready {
-                self.find_shim(&pod).await;
-                self.bury(&pod).await;
-            } else if let Err(error) = self.resume(&pod).await {
-                tracing::warn!(pod = %uid, %error, "pod of a former process does not run any more");
-                self.bury(&pod).await;
-            }
+            self.pods().insert(uid, pod.clone());
+            former.push(pod);
         }
+        let recovering = former.iter().map(|pod| self.recover_pod(pod));
+        futures_util::stream::iter(recovering).buffer_unordered(RECOVERIES_LIMIT).collect::<()>().await;
         let used: Vec<_> = self.pods().values().map(|pod| pod.state().record.binary.clone()).collect();
         binary::sweep(&self.0.config.state_directory.join("bin"), &[used, vec![self.0.binary.clone()]].concat());
         self.sweep_layers()
+    }
+
+    /// What can be told of a pod whose record is damaged or of a version that nobody reads any more. Its shim runs
+    /// and must be ended: without a record nobody would know of it.
+    fn unreadable(&self, uid: &str) -> SandboxRecord {
+        tracing::warn!(pod = %uid, "the record of a pod cannot be read, its containers are ended");
+        let group = |qos| spec::pod_cgroup(&self.0.config.cgroup_root, uid, qos);
+        let made = |group: &String| self.0.cgroups.processes_file(group).exists();
+        let cgroup = [Qos::Guaranteed, Qos::Burstable].map(group).into_iter().find(made);
+        let logs = std::fs::read_dir(&self.0.config.log_directory).into_iter().flatten().flatten();
+        let mut names = logs.filter_map(|entry| {
+            let name = entry.file_name().into_string().ok()?;
+            let (namespace, name) = name.strip_suffix(uid)?.strip_suffix('_')?.split_once('_')?;
+            Some((namespace.to_owned(), name.to_owned()))
+        });
+        let (namespace, name) = names.next().unwrap_or_default();
+        SandboxRecord {
+            config: SandboxConfig { pod: PodRef { uid: uid.to_owned(), namespace, name }, ..SandboxConfig::default() },
+            cgroup: cgroup.unwrap_or_else(|| group(Qos::BestEffort)),
+            ..SandboxRecord::default()
+        }
+    }
+
+    async fn recover_pod(&self, pod: &Arc<Pod>) {
+        if !pod.state().record.ready {
+            self.find_shim(pod).await;
+            self.bury(pod).await;
+        } else if let Err(error) = self.resume(pod).await {
+            tracing::warn!(pod = %pod.uid, %error, "pod of a former process does not run any more");
+            self.bury(pod).await;
+        }
     }
 
     /// A crash between the start of a shim and the record of its pid leaves one that only its socket
@@ -354,15 +390,13 @@ impl LibcontainerRuntime {
         };
         let _turn = pod.turn.lock().await;
         let stopped = self.take_down(&pod).await;
-        let (ids, record) = {
-            let state = pod.state();
-            (state.containers.keys().cloned().collect::<Vec<_>>(), state.record.clone())
-        };
+        let record = pod.state().record.clone();
         let (this, paths, uid_owned) = (self.clone(), pod.paths.clone(), uid.to_owned());
         let removed = blocking(move || {
             let mut result = Ok(());
-            for id in ids {
-                result = result.and(mount::unmount(&paths.rootfs(&id)));
+            // Not those in memory: a record that cannot be read has a mount all the same.
+            for entry in std::fs::read_dir(paths.containers()).into_iter().flatten().flatten() {
+                result = result.and(mount::unmount(&entry.path().join("rootfs")));
             }
             result = result.and(remove_tree(&paths.layers));
             let volumes = this.0.volumes.remove(&uid_owned).map_err(|error| io::Error::other(error.message));
