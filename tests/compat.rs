@@ -9,6 +9,10 @@
 )]
 
 mod harness;
+#[path = "compat/leftovers.rs"]
+mod leftovers;
+#[path = "compat/tty.rs"]
+mod tty;
 
 use harness::Board;
 use std::path::Path;
