@@ -216,14 +216,22 @@ async fn run(
     let id = running.ok_or_else(missing)?.id.clone();
     let session =
         if attach { kubelet.runtime.attach(&id, wanted).await } else { kubelet.runtime.exec(&id, wanted).await };
-    let session = session.map_err(|error| (StatusCode::INTERNAL_SERVER_ERROR, error.message))?;
     let upgrade = hyper::upgrade::on(&mut request);
     tokio::spawn(async move {
-        if let Ok(stream) = upgrade.await {
-            session_frames(session, TokioIo::new(stream)).await;
+        let Ok(stream) = upgrade.await else { return };
+        match session {
+            Ok(session) => session_frames(session, attach, TokioIo::new(stream)).await,
+            // The end of a command that could not begin; upstream has switched protocols by then too.
+            Err(error) => last_frame(TokioIo::new(stream), &exit_status(attach, Err(error.message))).await,
         }
     });
     Ok(switching())
+}
+
+async fn last_frame(mut stream: impl AsyncWrite + Unpin, status: &Value) {
+    if frames::write(&mut stream, frames::ERROR, status.to_string().as_bytes()).await.is_ok() {
+        let _ = stream.shutdown().await;
+    }
 }
 
 fn switching() -> Response<Body> {
@@ -248,7 +256,11 @@ fn exec_request(query: Option<&str>) -> ExecRequest {
 }
 
 /// Pumps a command's streams until it has ended and all of its output is sent; the last frame is its `Status`.
-async fn session_frames(session: ExecSession, stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) {
+async fn session_frames(
+    session: ExecSession,
+    attach: bool,
+    stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+) {
     let (input, mut output) = tokio::io::split(stream);
     let (sender, mut queue) = mpsc::channel::<(u8, Bytes)>(QUEUE_LIMIT);
     let ExecSession { stdin, stdout, stderr, resize, exit } = session;
@@ -256,7 +268,7 @@ async fn session_frames(session: ExecSession, stream: impl AsyncRead + AsyncWrit
     let pumps = async {
         let (one, other) = (sender.clone(), sender.clone());
         tokio::join!(pump(frames::STDOUT, stdout, one), pump(frames::STDERR, stderr, other));
-        let status = exit_status(exit.await.map_err(|error| error.message));
+        let status = exit_status(attach, exit.await.map_err(|error| error.message));
         let _ = sender.send((frames::ERROR, Bytes::from(status.to_string()))).await;
         drop(sender);
     };
@@ -317,19 +329,24 @@ async fn pump(channel: u8, source: Option<Box<dyn AsyncRead + Send + Unpin>>, ou
     }
 }
 
-/// How a command ended, as clients read it.
-fn exit_status(exit: Result<i32, String>) -> Value {
+/// How a command ended, as clients read it. What became of a container that was attached to is in its status.
+fn exit_status(attach: bool, exit: Result<i32, String>) -> Value {
     match exit {
-        Ok(0) => json!({"metadata": {}, "status": "Success"}),
+        Ok(code) if code == 0 || attach => json!({"metadata": {}, "status": "Success"}),
         Ok(code) => json!({
             "metadata": {}, "status": "Failure", "reason": "NonZeroExitCode",
             "message": format!("command terminated with non-zero exit code: exit status {code}"),
             "details": {"causes": [{"reason": "ExitCode", "message": code.to_string()}]},
         }),
-        Err(message) => json!({
-            "metadata": {}, "status": "Failure", "reason": "InternalError", "code": 500,
-            "message": format!("error executing command in container: {message}"),
-        }),
+        Err(message) => {
+            let what = if attach { "error attaching to container" } else { "error executing command in container" };
+            let cause = format!("{what}: {message}");
+            json!({
+                "metadata": {}, "status": "Failure", "reason": "InternalError", "code": 500,
+                "message": format!("Internal error occurred: {cause}"),
+                "details": {"causes": [{"message": cause}]},
+            })
+        }
     }
 }
 
@@ -402,7 +419,11 @@ mod tests {
 
     #[test]
     fn exits_are_told_as_clients_read_them() {
-        assert_eq!(exit_status(Ok(0))["status"], "Success");
-        assert_eq!(exit_status(Ok(7))["details"]["causes"][0], json!({"reason": "ExitCode", "message": "7"}));
+        assert_eq!(exit_status(false, Ok(0))["status"], "Success");
+        assert_eq!(exit_status(false, Ok(7))["details"]["causes"][0], json!({"reason": "ExitCode", "message": "7"}));
+        assert_eq!(exit_status(true, Ok(7))["status"], "Success");
+        let failed = exit_status(false, Err("no such file".to_owned()));
+        let message = "Internal error occurred: error executing command in container: no such file";
+        assert_eq!(failed["message"], message);
     }
 }

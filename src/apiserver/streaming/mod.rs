@@ -1,10 +1,12 @@
 //! What runs over a connection to a node or a pod: logs, exec, attach, port-forward, proxy.
 //! Finds the target, then hands the bytes through; the kubelet's protocol is in `tunnel`.
 
+mod byte_stream;
 mod exec;
 mod log;
 mod portforward;
 mod proxy;
+mod spdy;
 mod websocket;
 
 use super::{ApiServer, Call, rest};
@@ -16,6 +18,7 @@ use crate::tunnel::frames;
 use axum::body::Body;
 use axum::response::Response;
 use bytes::Bytes;
+use http::header::{CONNECTION, UPGRADE};
 use http::{Method, Request, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -111,6 +114,26 @@ async fn ask_node(server: &ApiServer, node: &str, request: Request<Full<Bytes>>)
     let stream = dialled.map_err(|_| late())?.map_err(|error| Status::unavailable(error.to_string()))?;
     let answered = tokio::time::timeout(NODE_TIMEOUT, send(TokioIo::new(stream), request)).await;
     answered.map_err(|_| late())?.map_err(|error| Status::unavailable(format!("node {node}: {error}")))
+}
+
+/// A stream that the kubelet of a node is asked for.
+struct Target {
+    node: String,
+    path: String,
+}
+
+/// Asks the kubelet for a stream; what it refuses is still a plain answer to the client.
+async fn open(server: &ApiServer, target: &Target) -> Result<hyper::upgrade::OnUpgrade> {
+    let request = node_request(Method::POST, &target.path)
+        .header(CONNECTION, "Upgrade")
+        .header(UPGRADE, frames::PROTOCOL)
+        .body(Full::<Bytes>::default())
+        .map_err(Status::internal)?;
+    let response = ask_node(server, &target.node, request).await?;
+    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        return Err(refusal(response).await);
+    }
+    Ok(hyper::upgrade::on(response))
 }
 
 /// One request over a connection of its own, which lives until the answer's body ends.

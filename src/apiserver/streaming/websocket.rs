@@ -1,4 +1,4 @@
-//! The server's side of a WebSocket with one of Kubernetes' channel protocols.
+//! The server's side of a WebSocket, with the channel protocols of Kubernetes.
 
 use crate::api::status::{Result, Status};
 use crate::apiserver::Call;
@@ -7,70 +7,74 @@ use axum::response::Response;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
+use futures_util::stream::{SplitSink, SplitStream};
+use futures_util::{SinkExt, StreamExt};
 use http::header::{
     CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, UPGRADE,
 };
 use http::{HeaderValue, StatusCode};
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
+use std::time::Duration;
 use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
-use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
+use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 
 const MESSAGE_LIMIT_BYTES: usize = 1 << 20;
 const BUFFER_BYTES: usize = 16 << 10;
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub type Socket = WebSocketStream<TokioIo<Upgraded>>;
 
-/// One of the channel protocols, best first.
+/// How messages carry channels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Protocol {
-    pub name: &'static str,
     /// Text messages: a digit for the channel, then base64.
-    pub base64: bool,
-    /// The error channel carries a `Status`; in the oldest protocol its message alone.
+    base64: bool,
+    /// The error channel carries a `Status`; in the oldest protocols its message alone.
     pub status: bool,
 }
 
-const PROTOCOLS: [Protocol; 6] = [
-    Protocol { name: "v5.channel.k8s.io", base64: false, status: true },
-    Protocol { name: "v4.channel.k8s.io", base64: false, status: true },
-    Protocol { name: "v4.base64.channel.k8s.io", base64: true, status: true },
-    Protocol { name: "base64.channel.k8s.io", base64: true, status: false },
-    Protocol { name: "channel.k8s.io", base64: false, status: false },
-    // Clients that name none speak the oldest one.
-    Protocol { name: "", base64: false, status: false },
-];
+impl Protocol {
+    /// Of its name: `v4.base64.channel.k8s.io` and the like, empty for clients that name none.
+    pub fn of(name: &str) -> Self {
+        let oldest = matches!(name, "" | "channel.k8s.io" | "base64.channel.k8s.io");
+        Self { base64: name.contains("base64."), status: !oldest }
+    }
+}
 
 /// A handshake that is understood and may be answered.
 pub struct Handshake {
-    pub protocol: Protocol,
+    /// The name agreed on.
+    pub protocol: &'static str,
     accept: String,
     upgrade: OnUpgrade,
 }
 
-/// Reads the client's handshake; an error says what it should have sent.
-pub fn handshake(call: &mut Call) -> Result<Handshake> {
-    let upgrade = call.header(&UPGRADE).to_ascii_lowercase();
-    if upgrade.starts_with("spdy/") {
-        let why = "SPDY/3.1 streams are not served yet: use a client that speaks WebSocket (kubectl 1.31 and newer)";
-        return Err(Status::bad_request(why));
-    }
-    if upgrade != "websocket" || call.header(&SEC_WEBSOCKET_VERSION) != "13" {
+/// Reads the client's handshake and agrees on the first of `supported` that it offers, where empty stands for
+/// clients that offer none; an error says what it should have sent.
+pub fn handshake(call: &mut Call, supported: &[&'static str]) -> Result<Handshake> {
+    if !is_asked(call) || call.header(&SEC_WEBSOCKET_VERSION) != "13" {
         return Err(Status::bad_request("Upgrade request required"));
     }
     let key = call.headers.get(SEC_WEBSOCKET_KEY).ok_or_else(|| Status::bad_request("Upgrade request required"))?;
     let accept = derive_accept_key(key.as_bytes());
-    let protocol = choose(call.header(&SEC_WEBSOCKET_PROTOCOL))?;
+    let protocol = choose(call.header(&SEC_WEBSOCKET_PROTOCOL), supported)?;
     let upgrade = call.upgrade.take().ok_or_else(|| Status::bad_request("this connection cannot be upgraded"))?;
     Ok(Handshake { protocol, accept, upgrade })
 }
 
-fn choose(offered: &str) -> Result<Protocol> {
+/// Whether the request asks for a WebSocket.
+pub fn is_asked(call: &Call) -> bool {
+    call.header(&UPGRADE).eq_ignore_ascii_case("websocket")
+}
+
+fn choose(offered: &str, supported: &[&'static str]) -> Result<&'static str> {
     let offered: Vec<&str> = offered.split(',').map(str::trim).collect();
-    let known = PROTOCOLS.into_iter().find(|protocol| offered.contains(&protocol.name));
-    known.ok_or_else(|| Status::bad_request(format!("unable to upgrade: none of {offered:?} is spoken here")))
+    let known = supported.iter().find(|name| offered.contains(name));
+    known.copied().ok_or_else(|| Status::bad_request(format!("unable to upgrade: none of {offered:?} is spoken here")))
 }
 
 impl Handshake {
@@ -82,8 +86,8 @@ impl Handshake {
         headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
         headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
         headers.insert(SEC_WEBSOCKET_ACCEPT, self.accept.parse().expect("base64 fits in a header"));
-        if !self.protocol.name.is_empty() {
-            headers.insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(self.protocol.name));
+        if !self.protocol.is_empty() {
+            headers.insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(self.protocol));
         }
         let upgrade = self.upgrade;
         let socket = async move {
@@ -122,24 +126,42 @@ impl Protocol {
     }
 }
 
+/// Ends a WebSocket with a code, without which clients report 1005, an abnormal end. Reading on until the client
+/// has answered lets it read what was sent before.
+pub async fn close(mut to_client: SplitSink<Socket, Message>, mut from_client: SplitStream<Socket>) {
+    let normal = CloseFrame { code: CloseCode::Normal, reason: Utf8Bytes::default() };
+    let closing = async {
+        if to_client.send(Message::Close(Some(normal))).await.is_ok() {
+            while let Some(Ok(_)) = from_client.next().await {}
+        }
+    };
+    let _ = tokio::time::timeout(CLOSE_TIMEOUT, closing).await;
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn the_best_protocol_is_chosen_whatever_the_order() {
-        assert_eq!(choose("channel.k8s.io, v4.channel.k8s.io,v5.channel.k8s.io").unwrap().name, "v5.channel.k8s.io");
-        assert_eq!(choose("base64.channel.k8s.io").unwrap().name, "base64.channel.k8s.io");
-        assert_eq!(choose("").unwrap().name, "");
-        assert!(choose("SPDY/3.1+portforward.k8s.io").is_err());
+        let supported = ["v5.channel.k8s.io", "base64.channel.k8s.io", ""];
+        let chosen = |offered| choose(offered, &supported).ok();
+        assert_eq!(chosen("x.channel.k8s.io,base64.channel.k8s.io, v5.channel.k8s.io"), Some("v5.channel.k8s.io"));
+        assert_eq!(chosen(""), Some(""));
+        assert_eq!(chosen("SPDY/3.1+portforward.k8s.io"), None);
     }
 
     #[test]
     fn messages_in_both_encodings() {
-        for name in ["v5.channel.k8s.io", "base64.channel.k8s.io"] {
-            let protocol = choose(name).unwrap();
+        for (name, base64, status) in [
+            ("v5.channel.k8s.io", false, true),
+            ("v4.base64.channel.k8s.io", true, true),
+            ("base64.channel.k8s.io", true, false),
+            ("", false, false),
+        ] {
+            let protocol = Protocol::of(name);
             let message = protocol.encode(1, b"hi");
-            assert_eq!(message.is_text(), protocol.base64);
+            assert_eq!((message.is_text(), protocol.status), (base64, status), "{name}");
             assert_eq!(protocol.decode(message), Some((1, Bytes::from_static(b"hi"))));
         }
     }
