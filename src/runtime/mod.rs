@@ -7,7 +7,7 @@ mod executor;
 pub mod fake;
 pub mod libcontainer;
 mod log;
-mod probe;
+pub mod probe;
 mod seccomp;
 pub mod shim;
 mod spec;

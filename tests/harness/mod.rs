@@ -25,6 +25,16 @@ pub struct Board {
     server: Option<Child>,
 }
 
+/// A program in the background.
+pub struct Running(pub Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// Whether this machine can run boards; loud when not, and an error when every tier is asked for.
 pub fn can_run() -> bool {
     let root = fs::read_to_string("/proc/self/status").unwrap().contains("\nUid:\t0\t");
@@ -149,6 +159,20 @@ impl Board {
         command
     }
 
+    /// Moves the calling thread into the board's network namespace: what it connects to is there.
+    pub fn enter(&self) {
+        let namespace = fs::File::open(format!("/proc/{}/ns/net", self.holder.id())).unwrap();
+        nix::sched::setns(namespace, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+    }
+
+    /// A program that goes on, with pipes, until it is dropped; it is killed then.
+    pub fn running(&self, program: &Path, arguments: &[&str]) -> Running {
+        let mut command = self.inside(program);
+        command.args(arguments).env("KUBECONFIG", self.kubeconfig()).env("HOME", &self.directory);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        Running(command.spawn().unwrap())
+    }
+
     fn bounded_inside(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = self.inside("timeout");
         command.arg(COMMAND_LIMIT_S.to_string()).arg(program);
@@ -206,7 +230,7 @@ impl Board {
             fs::create_dir_all(root.join(folder)).unwrap();
         }
         fs::copy("/bin/busybox", root.join("bin/busybox")).expect("busybox-static is installed by tests/run");
-        for applet in "sh cat echo ls sleep httpd wget nslookup id env mount stat grep touch true false kill hostname ps sed head tail date dd test stty nc df".split(' ') {
+        for applet in "sh cat echo ls sleep httpd wget nslookup id env mount stat grep touch true false kill hostname ps sed head tail date dd test stty nc df tar sha256sum".split(' ') {
             let _ = std::os::unix::fs::symlink("busybox", root.join("bin").join(applet));
         }
         fs::write(root.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000::/:/bin/sh\n").unwrap();

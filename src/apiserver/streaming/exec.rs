@@ -5,7 +5,7 @@ mod channels;
 mod streams;
 
 use super::websocket::Protocol;
-use super::{Target, container, encode_query, open, percent_encode, pod, spdy, websocket};
+use super::{Target, container, encode_query, go_on, open, percent_encode, pod, spdy, websocket};
 use crate::api::status::{Result, Status};
 use crate::apiserver::{ApiServer, Call};
 use axum::response::Response;
@@ -63,7 +63,7 @@ pub async fn answer(server: &ApiServer, mut call: Call, verb: Verb) -> Result<Re
         let node = open(server, &target).await?;
         let protocol = handshake.protocol;
         let (response, client) = handshake.accept();
-        tokio::spawn(async move {
+        go_on(&mut call, async move {
             let (Ok(client), Ok(node)) = (client.await, node.await) else { return };
             spdy::serve(client, |streams| streams::join(streams, wanted, protocol, TokioIo::new(node))).await;
         });
@@ -73,7 +73,7 @@ pub async fn answer(server: &ApiServer, mut call: Call, verb: Verb) -> Result<Re
     let node = open(server, &target).await?;
     let protocol = Protocol::of(handshake.protocol);
     let (response, socket) = handshake.accept();
-    tokio::spawn(async move {
+    go_on(&mut call, async move {
         let (Ok(socket), Ok(node)) = (socket.await, node.await) else { return };
         channels::join(socket, protocol, wanted, TokioIo::new(node)).await;
     });

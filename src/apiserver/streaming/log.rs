@@ -1,20 +1,29 @@
-//! `pods/log`: checks the options, then lets the kubelet's text through.
+//! `pods/log`: checks the options, then lets the kubelet's text through, as a body or as WebSocket messages.
 
-use super::{ask_node, container, encode_query, node_request, percent_encode, pod, refusal};
+use super::websocket::{self, Socket};
+use super::{ask_node, container, encode_query, go_on, node_request, percent_encode, pod, refusal};
 use crate::api::status::{FieldError, Result, Status, Subject};
 use crate::apiserver::query::Query;
 use crate::apiserver::{ApiServer, Call, respond};
 use axum::body::Body;
 use axum::response::Response;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
+use futures_util::{SinkExt, StreamExt};
 use http::Method;
-use http_body_util::Full;
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use tokio_tungstenite::tungstenite::Message;
 
 /// What the kubelet is told.
 const PARAMETERS: [&str; 8] =
     ["follow", "previous", "sinceSeconds", "sinceTime", "tailLines", "limitBytes", "timestamps", "stream"];
 
-pub async fn answer(server: &ApiServer, call: Call) -> Result<Response> {
+const BASE64_PROTOCOL: &str = "base64.binary.k8s.io";
+const WEBSOCKET_PROTOCOLS: [&str; 3] = ["binary.k8s.io", BASE64_PROTOCOL, ""];
+
+pub async fn answer(server: &ApiServer, mut call: Call) -> Result<Response> {
     let (namespace, name) = (&call.info.namespace, &call.info.name);
     check(&call.query, name)?;
     let pod = pod(server, &call).await?;
@@ -30,7 +39,48 @@ pub async fn answer(server: &ApiServer, call: Call) -> Result<Response> {
     if !response.status().is_success() {
         return Err(refusal(response).await);
     }
-    Ok(respond::stream("text/plain", Body::new(response.into_body())))
+    if !websocket::is_asked(&call) {
+        return Ok(respond::stream("text/plain", Body::new(response.into_body())));
+    }
+    let handshake = websocket::handshake(&mut call, &WEBSOCKET_PROTOCOLS)?;
+    let base64 = handshake.protocol == BASE64_PROTOCOL;
+    let (switching, socket) = handshake.accept();
+    go_on(&mut call, async move {
+        if let Ok(socket) = socket.await {
+            messages(socket, base64, response.into_body()).await;
+        }
+    });
+    Ok(switching)
+}
+
+/// The text in messages, after an empty one that tells the client it is through.
+async fn messages(socket: Socket, base64: bool, mut log: Incoming) {
+    let (mut to_client, mut from_client) = socket.split();
+    let message = |bytes: Bytes| if base64 { Message::text(STANDARD.encode(bytes)) } else { Message::binary(bytes) };
+    let write = async {
+        let mut next = Some(Bytes::new());
+        while let Some(bytes) = next {
+            if to_client.send(message(bytes)).await.is_err() {
+                return;
+            }
+            next = match log.frame().await {
+                Some(Ok(frame)) => Some(frame.into_data().unwrap_or_default()),
+                _ => None,
+            };
+        }
+    };
+    let gone = async {
+        while let Some(Ok(message)) = from_client.next().await {
+            if message.is_close() {
+                return;
+            }
+        }
+    };
+    tokio::select! {
+        () = write => {}
+        () = gone => return,
+    }
+    websocket::close(to_client, from_client).await;
 }
 
 fn check(query: &Query, name: &str) -> Result<()> {

@@ -42,7 +42,7 @@ pub async fn answer(server: &ApiServer, call: Call, kind: &Kind, body: Body) -> 
         "exec" => exec::answer(server, call, exec::Verb::Exec).await,
         "attach" => exec::answer(server, call, exec::Verb::Attach).await,
         "portforward" => portforward::answer(server, call).await,
-        _ => proxy::answer(server, &call, kind, body).await,
+        _ => proxy::answer(server, call, kind, body).await,
     }
 }
 
@@ -114,6 +114,15 @@ async fn ask_node(server: &ApiServer, node: &str, request: Request<Full<Bytes>>)
     let stream = dialled.map_err(|_| late())?.map_err(|error| Status::unavailable(error.to_string()))?;
     let answered = tokio::time::timeout(NODE_TIMEOUT, send(TokioIo::new(stream), request)).await;
     answered.map_err(|_| late())?.map_err(|error| Status::unavailable(format!("node {node}: {error}")))
+}
+
+/// Runs what goes on after a switch of protocols, which is open as a request until then.
+fn go_on(call: &mut Call, streams: impl Future<Output = ()> + Send + 'static) {
+    let open = call.open.take();
+    tokio::spawn(async move {
+        streams.await;
+        drop(open);
+    });
 }
 
 /// A stream that the kubelet of a node is asked for.

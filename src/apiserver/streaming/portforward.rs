@@ -6,7 +6,7 @@ mod streams;
 
 use super::byte_stream::ByteStream;
 use super::websocket::Protocol;
-use super::{Target, open, percent_encode, pod, spdy, websocket};
+use super::{Target, go_on, open, percent_encode, pod, spdy, websocket};
 use crate::api::status::{Result, Status};
 use crate::apiserver::{ApiServer, Call};
 use axum::response::Response;
@@ -22,7 +22,7 @@ pub async fn answer(server: &ApiServer, mut call: Call) -> Result<Response> {
     let forwarder = Forwarder::to(server, &call).await?;
     if spdy::is_asked(&call) {
         let (response, client) = spdy::handshake(&mut call, &[SPDY_PROTOCOL])?.accept();
-        tokio::spawn(async move {
+        go_on(&mut call, async move {
             let Ok(client) = client.await else { return };
             spdy::serve(client, |streams| streams::join(streams, forwarder)).await;
         });
@@ -32,7 +32,7 @@ pub async fn answer(server: &ApiServer, mut call: Call) -> Result<Response> {
     let protocol = handshake.protocol;
     if protocol == TUNNELLED_SPDY {
         let (response, socket) = handshake.accept();
-        tokio::spawn(async move {
+        go_on(&mut call, async move {
             let Ok(socket) = socket.await else { return };
             spdy::serve(ByteStream::new(socket), |streams| streams::join(streams, forwarder)).await;
         });
@@ -44,7 +44,7 @@ pub async fn answer(server: &ApiServer, mut call: Call) -> Result<Response> {
         opened.push((port, forwarder.open(port).await?));
     }
     let (response, socket) = handshake.accept();
-    tokio::spawn(async move {
+    go_on(&mut call, async move {
         if let Ok(socket) = socket.await {
             channels::join(socket, Protocol::of(protocol), opened).await;
         }
