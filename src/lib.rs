@@ -34,6 +34,7 @@
 //! * Objects are bytes (compact JSON) everywhere but in the one request or reconcile that works on them.
 //! * libcontainer never runs in this process: it clones, and this process has threads. The shim has one.
 //! * A shim outlives this process. Whatever it needs it holds; whatever it saw it has written down.
+//! * A replica never decides what is true: no pod is removed because a replica does not know it.
 //! * `dns` and `proxy` never talk to the API server themselves; rules and names outlive a restart of it.
 //! * No `ip`, `nft`, `iptables` or `runc` is called. No name goes through getaddrinfo.
 //! * Time comes from `clock` alone, so that a test owns it.

@@ -1,7 +1,8 @@
 //! Informers: a cache of one resource kept by list and watch, and coalesced changes for loops.
 //! A lost event costs latency only: a broken watch lists again and reports the differences.
 
-use super::reflector::{Sink, reflect};
+use super::reflector::Sink;
+use super::replica::{Replica, follow};
 use super::{Client, Item, Resource};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Bound;
@@ -29,6 +30,16 @@ struct Inner {
     state: Mutex<State>,
     /// The revision the cache shows; `None` before the first list.
     progress: watch::Sender<Option<u64>>,
+    contact: watch::Sender<Contact>,
+}
+
+/// What an informer knows of its server.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Contact {
+    /// The server has listed, in this process' life: what the cache shows is not from a replica.
+    pub confirmed: bool,
+    /// The last that was heard of the server was an answer.
+    pub connected: bool,
 }
 
 /// The values an object is found under in an index.
@@ -64,6 +75,8 @@ struct State {
     indexes: HashMap<&'static str, Index>,
     subscribers: HashMap<u64, Subscriber>,
     sequence: u64,
+    /// The server's state of objects that are shown otherwise while it is away.
+    amended: BTreeMap<Arc<str>, Item>,
 }
 
 /// What one subscriber has not looked at yet.
@@ -212,22 +225,45 @@ impl Inner {
     }
 }
 
+impl Inner {
+    fn set_contact(&self, contact: Contact) {
+        self.contact.send_if_modified(|known| std::mem::replace(known, contact) != contact);
+    }
+}
+
 impl Sink for Arc<Inner> {
     fn replace(&self, listed: Vec<(Arc<str>, Item)>) {
-        self.lock().replace(listed);
+        let mut state = self.lock();
+        state.amended.clear();
+        state.replace(listed);
     }
     fn set(&self, key: Arc<str>, new: Option<Item>) {
-        self.lock().set(key, new);
+        let mut state = self.lock();
+        state.amended.remove(&key);
+        state.set(key, new);
     }
     fn reached(&self, revision: &str) {
         let revision = revision.parse().unwrap_or(0);
         self.progress.send_modify(|progress| *progress = (*progress).max(Some(revision)));
     }
+    fn answered(&self) {
+        let mut state = self.lock();
+        for (key, item) in std::mem::take(&mut state.amended) {
+            state.set(key, Some(item));
+        }
+        drop(state);
+        self.set_contact(Contact { confirmed: true, connected: true });
+    }
+    fn lost(&self) {
+        let confirmed = self.contact.borrow().confirmed;
+        self.set_contact(Contact { confirmed, connected: false });
+    }
 }
 
 impl Informer {
     fn new(resource: Resource) -> Self {
-        Self { inner: Arc::new(Inner { resource, state: Mutex::default(), progress: watch::channel(None).0 }) }
+        let (progress, contact) = (watch::Sender::new(None), watch::Sender::default());
+        Self { inner: Arc::new(Inner { resource, state: Mutex::default(), progress, contact }) }
     }
 
     pub fn resource(&self) -> Resource {
@@ -271,7 +307,30 @@ impl Informer {
         self.inner.lock().indexed(name, value)
     }
 
-    /// Waits until the first list is in.
+    /// Whether the server answers, as it changes.
+    pub fn contact(&self) -> watch::Receiver<Contact> {
+        self.inner.contact.subscribe()
+    }
+
+    /// Whether the server answers, as far as is known now.
+    pub fn is_connected(&self) -> bool {
+        self.inner.contact.borrow().connected
+    }
+
+    /// Shows another state of an object than the server's, while the server is away: its next answer undoes it.
+    /// Nothing happens when the server answers or the object is not there.
+    pub fn amend(&self, key: &str, item: Item) {
+        let mut state = self.inner.lock();
+        let Some((key, held)) = state.items.get_key_value(key).map(|(key, held)| (key.clone(), held.clone())) else {
+            return;
+        };
+        if !self.is_connected() {
+            state.amended.entry(key.clone()).or_insert(held);
+            state.set(key, Some(item));
+        }
+    }
+
+    /// Waits until the first list is in, from the server or from a replica.
     pub async fn synced(&self) {
         self.wait(|progress| progress.is_some()).await;
     }
@@ -297,6 +356,7 @@ impl Informer {
 #[derive(Clone)]
 pub struct Informers {
     client: Client,
+    replica: Option<Replica>,
     shared: Arc<Mutex<HashMap<(Resource, Scope), Followed>>>,
 }
 
@@ -307,7 +367,19 @@ struct Followed {
 
 impl Informers {
     pub fn new(client: Client) -> Self {
-        Self { client, shared: Arc::default() }
+        Self { client, replica: None, shared: Arc::default() }
+    }
+
+    /// Informers that keep what they see on disk, and show it when the server does not answer at their start.
+    /// Call it inside the runtime.
+    pub fn with_replica(client: Client, replica: Replica) -> Self {
+        replica.start();
+        Self { client, replica: Some(replica), shared: Arc::default() }
+    }
+
+    /// Where the node keeps what it must know without a server; `None` on the server's own board.
+    pub fn replica(&self) -> Option<&Replica> {
+        self.replica.as_ref()
     }
 
     /// The informer of a resource; the first caller starts its task, which runs until `end`.
@@ -315,7 +387,8 @@ impl Informers {
         let mut shared = self.shared.lock().expect("no panic while the informers are locked");
         let make = || {
             let informer = Informer::new(resource);
-            let task = tokio::spawn(reflect(self.client.clone(), resource, scope.clone(), informer.inner.clone()));
+            let (client, sink) = (self.client.clone(), informer.inner.clone());
+            let task = tokio::spawn(follow(client, resource, scope.clone(), sink, self.replica.clone()));
             Followed { informer, task: task.abort_handle() }
         };
         shared.entry((resource, scope.clone())).or_insert_with(make).informer.clone()
@@ -427,6 +500,24 @@ mod tests {
         assert_eq!((keys("1"), keys("2")), (1, 1));
         informer.inner.set("a/x".into(), None);
         assert_eq!((keys("1"), keys("2")), (0, 1));
+    }
+
+    #[test]
+    fn an_amended_object_is_the_server_s_again_when_it_answers() {
+        let informer = informer(&[("a/x", "1"), ("a/y", "1")]);
+        let shown = || informer.list().iter().map(|item| item.0.clone()).collect::<Vec<_>>();
+        informer.inner.answered();
+        informer.amend("a/x", item("mine"));
+        assert_eq!(shown(), ["1", "1"], "the server answers");
+        informer.inner.lost();
+        informer.amend("a/x", item("mine"));
+        informer.amend("a/x", item("mine again"));
+        informer.amend("a/y", item("mine"));
+        informer.amend("a/unknown", item("mine"));
+        assert_eq!(shown(), ["mine again", "mine"]);
+        Sink::set(&informer.inner, "a/y".into(), Some(item("2")));
+        informer.inner.answered();
+        assert_eq!(shown(), ["1", "2"]);
     }
 
     #[tokio::test(start_paused = true)]

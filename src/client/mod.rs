@@ -1,6 +1,8 @@
 //! REST verbs out. `Local` calls the registry in process, `Remote` speaks HTTPS; loops cannot tell.
 //! Informers and work queues live here; a loop meets other loops only through objects.
 
+#[cfg(any(test, feature = "fake"))]
+pub mod cut;
 pub mod events;
 pub mod informer;
 pub mod kubeconfig;
@@ -156,6 +158,8 @@ pub enum WatchEvent {
 pub enum Client {
     Local(Local),
     Remote(Remote),
+    #[cfg(any(test, feature = "fake"))]
+    Cut(cut::Cut),
 }
 
 /// Calls the same method of whichever client it is.
@@ -164,6 +168,8 @@ macro_rules! either {
         match $self {
             Client::Local(client) => client.$method($($argument),*).await,
             Client::Remote(client) => client.$method($($argument),*).await,
+            #[cfg(any(test, feature = "fake"))]
+            Client::Cut(client) => client.$method($($argument),*).await,
         }
     };
 }

@@ -24,6 +24,10 @@ pub trait Sink: Send + Sync + 'static {
     fn set(&self, key: Arc<str>, new: Option<Item>);
     /// All changes up to this revision have been handed over.
     fn reached(&self, _revision: &str) {}
+    /// The server has answered a list or a watch.
+    fn answered(&self) {}
+    /// The server does not answer, or has refused.
+    fn lost(&self) {}
 }
 
 /// How a watch ended.
@@ -44,6 +48,7 @@ pub async fn reflect(client: Client, resource: Resource, scope: Scope, sink: imp
             Ok(End::Resume) => {}
             Ok(End::Relist) => revision = None,
             Err(error) => {
+                sink.lost();
                 if backoff.is_zero() {
                     tracing::warn!(resource = resource.plural, %error, "list or watch failed; retrying");
                 }
@@ -78,6 +83,7 @@ async fn pass(
         Err(error) if is_stale(&error) => return Ok(End::Relist),
         other => other?,
     };
+    sink.answered();
     while let Some(event) = stream.next().await {
         match event {
             Err(error) if is_stale(&error) => return Ok(End::Relist),
@@ -127,6 +133,7 @@ async fn list(client: &Client, resource: Resource, scope: &Scope, sink: &impl Si
         if page.continue_token.is_empty() {
             sink.replace(listed);
             sink.reached(&page.resource_version);
+            sink.answered();
             return Ok(page.resource_version);
         }
         if page.continue_token == options.continue_token {

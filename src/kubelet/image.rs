@@ -1,15 +1,22 @@
 //! Makes a container's image present, as its pull policy says, with the pod's pull secrets.
 
-use super::{Kubelet, SharedPod};
+use super::Kubelet;
+use super::operation::Job;
+use super::references::Key;
 use crate::api::view::pod::{Container, Pod};
 use crate::client::events::Type;
 use crate::client::{ObjectRef, SECRETS};
 use crate::clock::monotonic;
-use crate::runtime::{ImageStatus, Reason, RegistryAuth};
+use crate::runtime::{ImageStatus, Reason, RegistryAuth, RuntimeError};
 use base64::Engine;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::time::Duration;
+use tokio::time::timeout;
+
+/// While the server is away the uplink may be too: a registry that has not answered by then is not waited for
+/// when the image is here.
+const AWAY_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Why an image is not there, as the container waits for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,7 +26,8 @@ pub struct Failure {
 }
 
 /// Checks for the image and pulls it where needed, with upstream's Events.
-pub async fn ensure(kubelet: &Kubelet, pod: &SharedPod, container: &Container) -> Result<ImageStatus, Failure> {
+pub async fn ensure(job: &Job, container: &Container) -> Result<ImageStatus, Failure> {
+    let (kubelet, pod) = (&*job.kubelet, &job.pod);
     let about = super::operation::about(pod, &container.name);
     let image = &container.image;
     let present = kubelet.runtime.image(image).await.map_err(|error| failure(kubelet, &about, &error))?;
@@ -35,8 +43,43 @@ pub async fn ensure(kubelet: &Kubelet, pod: &SharedPod, container: &Container) -
             kubelet.events.event(&about, Type::Warning, "Failed", "Error: ErrImageNeverPull");
             Err(Failure { reason: "ErrImageNeverPull".to_owned(), message })
         }
-        _ => pull(kubelet, pod, image, &about).await,
+        (_, Some(present)) if has_run(pod, container) => match pull_in_time(job, image, &about).await {
+            Some(outcome) => outcome,
+            None => {
+                let text = format!("Container image \"{image}\" is used as it is here: its registry cannot be reached");
+                tracing::info!(pod = pod.metadata.name, container = container.name, "{text}");
+                kubelet.events.event(&about, Type::Normal, "Pulled", text);
+                Ok(present)
+            }
+        },
+        _ => match pull(job, image, &about).await {
+            Ok(pulled) => Ok(pulled),
+            Err(error) => Err(failed(kubelet, image, &about, &error)),
+        },
     }
+}
+
+/// Whether this pod has run the container here: what it was allowed to pull once, it may run again.
+fn has_run(pod: &Pod, container: &Container) -> bool {
+    let mut known = pod.status.container_statuses.iter().chain(&pod.status.init_container_statuses);
+    known.any(|status| status.name == container.name && !status.image_id.is_empty())
+}
+
+/// `None`: the registry cannot be reached. One that refuses has the last word.
+async fn pull_in_time(job: &Job, image: &str, about: &ObjectRef) -> Option<Result<ImageStatus, Failure>> {
+    let pull = pull(job, image, about);
+    let outcome = if job.kubelet.is_connected() { pull.await } else { timeout(AWAY_PATIENCE, pull).await.ok()? };
+    match outcome {
+        Ok(pulled) => Some(Ok(pulled)),
+        Err(error) if error.reason == Reason::RegistryUnavailable => None,
+        Err(error) => Some(Err(failed(&job.kubelet, image, about, &error))),
+    }
+}
+
+fn failed(kubelet: &Kubelet, image: &str, about: &ObjectRef, error: &RuntimeError) -> Failure {
+    let text = format!("Failed to pull image \"{image}\": {error}");
+    kubelet.events.event(about, Type::Warning, "Failed", text);
+    failure(kubelet, about, error)
 }
 
 /// The API server sets a policy; a pod from elsewhere may lack it.
@@ -47,10 +90,9 @@ fn policy(container: &Container) -> &str {
     }
 }
 
-fn failure(kubelet: &Kubelet, about: &ObjectRef, error: &crate::runtime::RuntimeError) -> Failure {
+fn failure(kubelet: &Kubelet, about: &ObjectRef, error: &RuntimeError) -> Failure {
     let reason = match error.reason {
         Reason::InvalidImageName => "InvalidImageName",
-        Reason::RegistryUnavailable => "RegistryUnavailable",
         Reason::ErrImageNeverPull => "ErrImageNeverPull",
         _ => "ErrImagePull",
     };
@@ -61,30 +103,23 @@ fn failure(kubelet: &Kubelet, about: &ObjectRef, error: &crate::runtime::Runtime
     Failure { reason: reason.to_owned(), message: error.message.clone() }
 }
 
-async fn pull(kubelet: &Kubelet, pod: &SharedPod, image: &str, about: &ObjectRef) -> Result<ImageStatus, Failure> {
+async fn pull(job: &Job, image: &str, about: &ObjectRef) -> Result<ImageStatus, RuntimeError> {
+    let kubelet = &job.kubelet;
     let asked_at = monotonic();
-    let auth = registry_auth(kubelet, pod, image).await;
+    let auth = registry_auth(job, image).await;
     let _turn = kubelet.pulls.acquire().await.expect("the semaphore is never closed");
     kubelet.events.event(about, Type::Normal, "Pulling", format!("Pulling image \"{image}\""));
     let began_at = monotonic();
-    match kubelet.runtime.pull_image(image, &auth).await {
-        Ok(pulled) => {
-            let text = format!(
-                "Successfully pulled image \"{image}\" in {} ({} including waiting). Image size: {} bytes.",
-                seconds(began_at.elapsed()),
-                seconds(asked_at.elapsed()),
-                pulled.size_bytes
-            );
-            kubelet.events.event(about, Type::Normal, "Pulled", text);
-            kubelet.node_changed.notify_one();
-            Ok(pulled)
-        }
-        Err(error) => {
-            let text = format!("Failed to pull image \"{image}\": {error}");
-            kubelet.events.event(about, Type::Warning, "Failed", text);
-            Err(failure(kubelet, about, &error))
-        }
-    }
+    let pulled = kubelet.runtime.pull_image(image, &auth).await?;
+    let text = format!(
+        "Successfully pulled image \"{image}\" in {} ({} including waiting). Image size: {} bytes.",
+        seconds(began_at.elapsed()),
+        seconds(asked_at.elapsed()),
+        pulled.size_bytes
+    );
+    kubelet.events.event(about, Type::Normal, "Pulled", text);
+    kubelet.node_changed.notify_one();
+    Ok(pulled)
 }
 
 /// As Go prints a duration in whole milliseconds: `1.2s`, `350ms`.
@@ -121,12 +156,14 @@ struct SecretData {
 }
 
 /// The credentials of the pod's pull secrets for the registry of this image.
-async fn registry_auth(kubelet: &Kubelet, pod: &Pod, image: &str) -> Vec<RegistryAuth> {
+async fn registry_auth(job: &Job, image: &str) -> Vec<RegistryAuth> {
     let mut found = Vec::new();
-    for secret in &pod.spec.image_pull_secrets {
-        let item = kubelet.client.get(SECRETS, &pod.metadata.namespace, &secret.name).await;
-        let Ok(secret) = item.and_then(|item| item.view::<SecretData>()) else { continue };
-        found.extend(credentials(&secret.data, registry(image)));
+    for secret in &job.pod.spec.image_pull_secrets {
+        let namespace = job.pod.metadata.namespace.clone();
+        let key = Key { resource: SECRETS, namespace, name: secret.name.clone() };
+        let Some(held) = job.held.get(&key) else { continue };
+        let Ok(secret) = held.get().await.map(|item| item.view::<SecretData>()) else { continue };
+        found.extend(secret.map(|secret| credentials(&secret.data, registry(image))).unwrap_or_default());
     }
     found
 }

@@ -138,6 +138,8 @@ pub struct Memory {
     pub stopped: bool,
     /// Nothing of the pod is left on the node.
     pub removed: bool,
+    /// The pod asked not to run without the server, which is away.
+    pub fenced: bool,
     /// The object is no longer in the API.
     pub gone: bool,
     pub start_time: Option<Timestamp>,

@@ -6,7 +6,9 @@ mod container;
 mod difference;
 mod dns;
 mod downward;
+mod endpoints;
 mod env;
+mod fence;
 mod hook;
 mod image;
 mod log;
@@ -26,23 +28,29 @@ mod worker;
 
 use crate::api::quantity::Quantity;
 use crate::api::view::pod::Pod;
-use crate::client::informer::{Change, Scope};
-use crate::client::{Client, EventRecorder, Informer, Informers, Item, PODS, SERVICES};
+use crate::client::informer::{Change, Contact, Scope};
+use crate::client::replica::{POD_STATUSES, Place};
+use crate::client::{
+    CONFIGMAPS, Client, ENDPOINTSLICES, EventRecorder, Informer, Informers, Item, PODS, Replica, SECRETS, SERVICES,
+};
 use crate::clock::Clock;
 use crate::runtime::{ContainerState, Reason, Runtime, SandboxStatus};
 use crate::supervise::Shutdown;
 use crate::telemetry::Trace;
+use bytes::Bytes;
 use dns::{ClusterDns, ResolvConf};
+use fence::Fence;
 use jiff::Timestamp;
-use references::References;
+use references::{Key, References};
 use status::Host;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::{Id, JoinSet};
+use volume::token::{self, Tokens};
 
 /// Opens every container id in a pod's status.
 pub const CONTAINER_ID_SCHEME: &str = "edgelet://";
@@ -97,7 +105,15 @@ pub struct Kubelet {
     events: EventRecorder,
     pods: Informer,
     services: Informer,
+    slices: Informer,
     references: References,
+    /// What the node must know without a server; `None` on the server's own board.
+    replica: Option<Replica>,
+    /// Since when the server has not answered.
+    lost_at: Mutex<Option<Timestamp>>,
+    /// This node's pods as endpoints, by uid.
+    endpoints: Mutex<HashMap<String, endpoints::Local>>,
+    endpoints_changed: Notify,
     host: Host,
     dns: ClusterDns,
     resolv_conf: ResolvConf,
@@ -134,7 +150,12 @@ impl Kubelet {
             pods: informers.get(PODS, own),
             services: informers.get(SERVICES, Scope::default()),
             events: EventRecorder::new(client.clone(), clock.clone(), "kubelet", &config.node_name),
-            references: References::new(client.clone()),
+            slices: informers.get(ENDPOINTSLICES, Scope::default()),
+            references: References::new(client.clone(), informers.replica().cloned()),
+            replica: informers.replica().cloned(),
+            lost_at: Mutex::default(),
+            endpoints: Mutex::default(),
+            endpoints_changed: Notify::new(),
             host: Host { ips: text(&config.node_ips) },
             dns: ClusterDns { servers: text(&config.cluster_dns), domain: config.cluster_domain.clone() },
             resolv_conf: ResolvConf::parse(&resolv_conf),
@@ -160,23 +181,70 @@ impl Kubelet {
     pub async fn run(self: Arc<Self>, shutdown: Shutdown) {
         tokio::select! {
             () = shutdown.requested() => {}
-            () = self.serve_pods() => {}
+            () = self.clone().serve_pods() => {}
+            () = endpoints::run(self.clone()) => {}
         }
+        if let Some(Err(error)) =
+            futures_util::future::OptionFuture::from(self.replica.as_ref().map(Replica::flush)).await
+        {
+            tracing::warn!(%error, "write replica");
+        }
+    }
+
+    /// Whether the server answers, as far as is known.
+    fn is_connected(&self) -> bool {
+        self.pods.is_connected()
+    }
+
+    fn tokens(&self) -> Tokens {
+        Tokens::new(self.client.clone(), self.clock.clone(), self.replica.clone(), self.pods.contact())
+    }
+
+    fn fence(&self, pod: &Pod, now: Timestamp) -> Fence {
+        let lost_at = *self.lost_at.lock().expect("no panic while it is locked");
+        fence::fence(pod, *self.pods.contact().borrow(), lost_at, now)
+    }
+
+    /// How a pod ended, if this node wrote that down.
+    fn own_end(&self, uid: &str) -> Option<Bytes> {
+        let status = self.replica.as_ref()?.noted(POD_STATUSES, uid)?;
+        let phase = serde_json::from_slice::<PhaseOnly>(&status).ok()?.phase;
+        matches!(phase.as_str(), "Succeeded" | "Failed").then_some(status)
+    }
+
+    /// Forgets what was kept for pods that are no more. `uids`: those that are.
+    fn retain_replica(&self, uids: &[String]) {
+        let Some(replica) = &self.replica else { return };
+        let pods: Vec<Pod> = self.pods.list().iter().filter_map(|item| item.view().ok()).collect();
+        let held: BTreeSet<Key> = pods.iter().flat_map(volume::references).collect();
+        let is_held = |place: Place| held.iter().any(|key| place.is(key.resource, &key.namespace, &key.name));
+        let may_be_held = |place: Place| {
+            let path = |resource| matches!(place, Place::Single { resource: known, .. } if known == crate::client::replica::path(resource));
+            path(SECRETS) || path(CONFIGMAPS)
+        };
+        replica.retain(|place| match place {
+            Place::Note { kind: POD_STATUSES | token::NOTES, key } => {
+                uids.iter().any(|uid| key.split('/').next() == Some(uid.as_str()))
+            }
+            place => !may_be_held(place) || is_held(place),
+        });
     }
 
     async fn serve_pods(self: Arc<Self>) {
         let mut runtime_events = self.runtime.events();
         self.pods.synced().await;
         let mut fleet = Fleet::new(self.clone(), self.known_sandboxes().await);
+        let mut contact = self.pods.contact();
         let mut changes = self.pods.subscribe();
-        let wanted: Vec<String> = self.pods.list().iter().filter_map(uid_of).collect();
-        fleet.remove_orphans(&wanted);
-        // Before any worker makes something.
-        if let Err(error) = self.runtime.retain(&wanted).await {
-            tracing::warn!(%error, "give up what former pods left");
-        }
+        let mut settled = false;
+        let now = *contact.borrow_and_update();
+        fleet.contact(now, &mut settled).await;
         loop {
             tokio::select! {
+                Ok(()) = contact.changed() => {
+                    let now = *contact.borrow_and_update();
+                    fleet.contact(now, &mut settled).await;
+                }
                 change = changes.next() => fleet.change(change),
                 Some(event) = runtime_events.recv() => {
                     if runtime_events.len() + 1 < runtime_events.max_capacity() {
@@ -260,6 +328,28 @@ impl Fleet {
         Self { kubelet, handles: HashMap::new(), uids: HashMap::new(), tasks: JoinSet::new(), known }
     }
 
+    /// The server has come or gone. Only the server's own list says which pods are no more: what a replica does
+    /// not know may be newer than it.
+    async fn contact(&mut self, contact: Contact, settled: &mut bool) {
+        {
+            let mut lost_at = self.kubelet.lost_at.lock().expect("no panic while it is locked");
+            *lost_at = if contact.connected { None } else { lost_at.or(Some(self.kubelet.clock.now())) };
+        }
+        self.wake_all();
+        if *settled || !contact.confirmed {
+            return;
+        }
+        *settled = true;
+        let listed: Vec<String> = self.kubelet.pods.list().iter().filter_map(uid_of).collect();
+        self.remove_orphans(&listed);
+        let wanted = [listed, self.handles.keys().cloned().collect()].concat();
+        // No worker begins before this is done.
+        if let Err(error) = self.kubelet.runtime.retain(&wanted).await {
+            tracing::warn!(%error, "give up what former pods left");
+        }
+        self.kubelet.retain_replica(&wanted);
+    }
+
     /// Sandboxes of pods that are not in the API any more.
     fn remove_orphans(&mut self, wanted: &[String]) {
         let orphans = self.known.extract_if(|uid, _| !wanted.contains(uid));
@@ -310,7 +400,11 @@ impl Fleet {
         let id = ended.as_ref().map_or_else(tokio::task::JoinError::id, |(id, ())| *id);
         let Some(uid) = self.uids.remove(&id) else { return };
         let Some(handle) = self.handles.remove(&uid) else { return };
-        if ended.is_err() {
+        if ended.is_ok() {
+            self.kubelet.set_local_endpoint(&uid, None);
+            let left: Vec<String> = self.handles.keys().cloned().collect();
+            self.kubelet.retain_replica(&left);
+        } else {
             tracing::error!(uid, "a pod's worker panicked; starting it again");
             let item = handle.changes.borrow().clone();
             if let Some(item) = item {
@@ -318,6 +412,12 @@ impl Fleet {
             }
         }
     }
+}
+
+#[derive(Default, serde::Deserialize)]
+#[serde(default)]
+struct PhaseOnly {
+    phase: String,
 }
 
 fn uid_of(item: &Item) -> Option<String> {

@@ -161,7 +161,7 @@ impl Job {
 
     pub async fn ensure_image(self, name: String) -> Done {
         let outcome = match self.find(&name) {
-            Some(container) => image::ensure(&self.kubelet, &self.pod, &container).await,
+            Some(container) => image::ensure(&self, &container).await,
             None => Err(gone(&name)),
         };
         Done::Image { container: name, outcome }

@@ -78,6 +78,8 @@ pub fn plan(facts: &Facts) -> Plan {
     let mut planner = Planner { facts, plan: Plan::default() };
     if facts.is_ending() {
         planner.end();
+    } else if facts.memory.fenced {
+        planner.fence();
     } else {
         planner.run();
     }
@@ -448,6 +450,23 @@ impl Planner<'_> {
     /// Takes the pod down: main containers together, then sidecars in reverse, then the sandbox.
     fn end(&mut self) {
         self.plan.ending = true;
+        if self.stop_all() {
+            self.release();
+        }
+    }
+
+    /// Stops what runs and starts nothing; the pod may run again when the server answers.
+    fn fence(&mut self) {
+        self.stop_all();
+        for (role, container) in containers(self.facts.pod) {
+            if self.facts.running_record(role, &container.name).is_none() && role != Role::Ephemeral {
+                self.wait(&container.name, "Fenced", "the pod does not run while the server cannot be reached");
+            }
+        }
+    }
+
+    /// True when nothing runs any more.
+    fn stop_all(&mut self) -> bool {
         let facts = self.facts;
         let deadline = facts.end_deadline();
         let running = |role: Role, container: &Container| facts.running_record(role, &container.name);
@@ -459,7 +478,7 @@ impl Planner<'_> {
             }
         }
         if others > 0 || self.is_busy() {
-            return;
+            return false;
         }
         let mut sidecars =
             facts.pod.spec.init_containers.iter().rev().filter(|container| {
@@ -467,9 +486,10 @@ impl Planner<'_> {
             });
         if let Some(container) = sidecars.next() {
             let record = running(Role::Sidecar, container).expect("the filter found it running");
-            return self.stop_by(container, record, deadline);
+            self.stop_by(container, record, deadline);
+            return false;
         }
-        self.release();
+        true
     }
 
     fn stop_by(&mut self, container: &Container, record: &ContainerStatus, deadline: Timestamp) {

@@ -2,8 +2,9 @@
 //! for as long as a pod holds it. A change wakes the pods that hold the object.
 
 use crate::client::informer::Scope;
-use crate::client::reflector::{Sink, reflect};
-use crate::client::{Client, Item, Resource};
+use crate::client::reflector::Sink;
+use crate::client::replica::follow;
+use crate::client::{Client, Item, Replica, Resource};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Duration;
@@ -24,6 +25,7 @@ pub struct Key {
 #[derive(Clone)]
 pub struct References {
     client: Client,
+    replica: Option<Replica>,
     held: Arc<Mutex<HashMap<Key, Weak<Held>>>>,
 }
 
@@ -54,8 +56,9 @@ pub enum Missing {
 }
 
 impl References {
-    pub fn new(client: Client) -> Self {
-        Self { client, held: Arc::default() }
+    /// With a replica, what it has is used when the server does not answer.
+    pub fn new(client: Client, replica: Option<Replica>) -> Self {
+        Self { client, replica, held: Arc::default() }
     }
 
     /// Follows the object while the hold lives, and wakes `wake` after each change.
@@ -84,7 +87,9 @@ impl References {
                 field_selector: format!("metadata.name={}", key.name),
                 ..Scope::default()
             };
-            let task = tokio::spawn(reflect(self.client.clone(), key.resource, scope, Follower(held.clone())));
+            let follower = Follower(held.clone());
+            let following = follow(self.client.clone(), key.resource, scope, follower, self.replica.clone());
+            let task = tokio::spawn(following);
             Held { state: watch::Sender::new(State::Unknown), wakes: Mutex::default(), task: task.abort_handle() }
         })
     }

@@ -3,6 +3,8 @@
 use super::*;
 use crate::api::kinds::Kinds;
 use crate::api::object::ObjectExt;
+use crate::client::cut::Cut;
+use crate::client::replica::KeySource;
 use crate::client::{CONFIGMAPS, EVENTS, Local, NAMESPACES, Resource, SERVICEACCOUNTS};
 use crate::registry::{DeleteOptions, ListOptions, PatchType, Registry, RegistryConfig};
 use crate::runtime::fake::FakeRuntime;
@@ -15,10 +17,16 @@ struct World {
     clock: Clock,
     trace: Arc<Trace>,
     runtime: FakeRuntime,
-    registry: Arc<Registry>,
     tree: Tree,
     kubelet: Option<Arc<Kubelet>>,
+    informers: Option<Informers>,
+    /// The kubelet's line to the server.
+    line: Cut,
+    /// Where the node's replica is, if it has one.
+    replica: Option<tempfile::TempDir>,
 }
+
+mod away;
 
 impl World {
     async fn new() -> Self {
@@ -29,7 +37,10 @@ impl World {
         let registry = Arc::new(Registry::new(config, store, Kinds::default(), clock.clone(), trace.clone()));
         let client = Client::Local(Local::new(registry.clone(), "test"));
         let runtime = FakeRuntime::new(clock.clone(), "10.42.0.0".parse().expect("an address"));
-        let mut world = Self { client, clock, trace, runtime, registry, tree: Tree::default(), kubelet: None };
+        let line = Cut::new(Client::Local(Local::new(registry.clone(), "kubelet")));
+        let tree = Tree::default();
+        let mut world =
+            Self { client, clock, trace, runtime, tree, kubelet: None, informers: None, line, replica: None };
         world.create(NAMESPACES, "", json!({"metadata": {"name": "default"}})).await;
         world.create(SERVICEACCOUNTS, "default", json!({"metadata": {"name": "default"}})).await;
         world.start();
@@ -38,7 +49,7 @@ impl World {
 
     /// A fresh kubelet over the same runtime and API.
     fn start(&mut self) {
-        let client = Client::Local(Local::new(self.registry.clone(), "kubelet"));
+        let client = Client::Cut(self.line.clone());
         let config = KubeletConfig {
             node_name: "node".into(),
             node_ips: vec!["192.0.2.1".parse().expect("an address")],
@@ -51,9 +62,17 @@ impl World {
             allocatable: BTreeMap::from([("cpu".into(), Quantity::from_units(4))]),
             heartbeat: super::Heartbeat::Lease,
         };
-        let informers = Informers::new(client.clone());
+        let replica = self
+            .replica
+            .as_ref()
+            .map(|directory| Replica::open(directory.path(), &KeySource::new(b"key", None)).expect("a replica"));
+        let informers = match replica {
+            Some(replica) => Informers::with_replica(client.clone(), replica),
+            None => Informers::new(client.clone()),
+        };
         let runtime = Arc::new(self.runtime.clone());
         let kubelet = Kubelet::new(config, client, &informers, runtime, self.clock.clone(), self.trace.clone());
+        self.informers = Some(informers);
         self.tree = Tree::default();
         let shutdown = self.tree.shutdown();
         self.tree.spawn("kubelet", kubelet.clone().run(shutdown));
@@ -68,6 +87,14 @@ impl World {
     async fn kill(&mut self) {
         self.kubelet = None;
         std::mem::take(&mut self.tree).end(Duration::from_secs(1)).await;
+        self.end_informers().await;
+    }
+
+    async fn end_informers(&mut self) {
+        if let Some(informers) = self.informers.take() {
+            informers.end();
+        }
+        tokio::task::yield_now().await;
     }
 
     async fn create(&self, resource: Resource, namespace: &str, object: Value) -> Value {

@@ -4,6 +4,7 @@
 mod apply;
 mod report;
 
+use super::fence::Fence;
 use super::memory::{Facts, Memory, RETRY_S, after, containers};
 use super::operation::{Done, Job};
 use super::plan::{Plan, plan};
@@ -13,7 +14,9 @@ use super::volume::{self, token::Tokens};
 use super::{Kubelet, SharedPod};
 use crate::api::view::pod::Pod;
 use crate::client::Item;
+use crate::client::replica::with_status;
 use crate::runtime::{ContainerState, Reason, SandboxStatus};
+use bytes::Bytes;
 use jiff::Timestamp;
 use report::{Pending, Probing};
 use std::collections::{BTreeMap, BTreeSet};
@@ -38,8 +41,9 @@ pub async fn run(
         kubelet.clock.sleep(delay).await;
     }
     let Some(item) = changes.borrow().clone() else { return };
+    let end = kubelet.own_end(&uid);
     match item.view::<Pod>() {
-        Ok(pod) => Worker::new(kubelet, uid, item, &pod, sandbox).run(changes, wake).await,
+        Ok(pod) => Worker::new(kubelet, uid, item, &pod, sandbox, end).run(changes, wake).await,
         Err(error) => tracing::error!(uid, %error, "pod cannot be read"),
     }
 }
@@ -70,19 +74,32 @@ struct Worker {
     written: Option<(u64, Timestamp)>,
     written_revision: u64,
     writing: bool,
+    /// After a failed write; 0 = the last one went through.
+    write_retry_ms: i64,
     deleting: bool,
+    delete_retry_s: i64,
+    was_connected: bool,
+    /// The final status that this node wrote down before it was started.
+    end: Option<Bytes>,
     /// The waiting reason of each container that an Event has told of.
     told: BTreeMap<String, String>,
     marked: BTreeSet<&'static str>,
 }
 
 impl Worker {
-    fn new(kubelet: Arc<Kubelet>, uid: String, item: Item, pod: &Pod, sandbox: Option<SandboxStatus>) -> Self {
+    fn new(
+        kubelet: Arc<Kubelet>,
+        uid: String,
+        item: Item,
+        pod: &Pod,
+        sandbox: Option<SandboxStatus>,
+        end: Option<Bytes>,
+    ) -> Self {
         let seen_at = kubelet.clock.now();
         let mut memory = Memory::recall(pod);
         memory.start_time.get_or_insert(seen_at);
         let mut worker = Self {
-            tokens: Tokens::new(kubelet.client.clone(), kubelet.clock.clone()),
+            tokens: kubelet.tokens(),
             uid,
             item,
             memory,
@@ -103,12 +120,17 @@ impl Worker {
             written: None,
             written_revision: 0,
             writing: false,
+            write_retry_ms: 0,
             deleting: false,
+            delete_retry_s: 0,
+            was_connected: kubelet.is_connected(),
+            end,
             told: BTreeMap::new(),
             marked: BTreeSet::new(),
             kubelet,
         };
         worker.hold_references(pod);
+        worker.outweigh(pod);
         worker.mark("seen");
         worker
     }
@@ -131,7 +153,7 @@ impl Worker {
                     Err(_) => {} // a stop that a shorter one has replaced
                 },
                 Some(report) = self.reports.1.recv() => self.report(report),
-                () = wake.notified() => self.stale = true,
+                () = wake.notified() => self.woken(),
                 () = self.objects.notified() => self.objects_changed(),
                 () = sleep_for(sleep) => self.stale |= self.observe_failed,
             }
@@ -148,9 +170,28 @@ impl Worker {
             Ok(pod) => {
                 self.hold_references(&pod);
                 self.item = item;
+                self.outweigh(&pod);
             }
             Err(error) => tracing::error!(uid = self.uid, %error, "pod cannot be read"),
         }
+    }
+
+    /// A pod that ended here while nobody could be told has ended, whatever the server still thinks.
+    fn outweigh(&mut self, pod: &Pod) {
+        if let Some(end) = self.end.clone().filter(|_| !pod.has_ended()) {
+            self.item = Item(with_status(&self.item.0, &end));
+            self.offer_end(&end, self.kubelet.clock.now());
+        }
+    }
+
+    /// The runtime has news of the pod, or the server has come or gone.
+    fn woken(&mut self) {
+        self.stale = true;
+        let connected = self.kubelet.is_connected();
+        if connected && !self.was_connected {
+            self.server_is_back(self.kubelet.clock.now());
+        }
+        self.was_connected = connected;
     }
 
     fn hold_references(&mut self, pod: &Pod) {
@@ -193,12 +234,17 @@ impl Worker {
             Err(_) => return Some(None), // `take` refuses such an object
         };
         let now = self.kubelet.clock.now();
-        let (next, shown) = {
+        let fence = self.kubelet.fence(&pod, now);
+        self.memory.fenced = fence == Fence::Shut;
+        let (mut next, shown) = {
             let facts = Facts { pod: &pod, sandbox: self.sandbox.as_ref(), memory: &self.memory, now };
             let next = plan(&facts);
             let shown = super::status::status(&facts, &next, &self.kubelet.host);
             (next, shown)
         };
+        if let Fence::Until(at) = fence {
+            next.wake_at = Some(next.wake_at.map_or(at, |earlier| earlier.min(at)));
+        }
         if next.ending {
             self.memory.ending_since.get_or_insert(now);
             self.mark_stopped(&pod);

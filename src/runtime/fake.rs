@@ -81,6 +81,7 @@ struct State {
     volumes: BTreeMap<(String, String), VolumeContent>,
     images: BTreeMap<String, ImageStatus>,
     pull_errors: BTreeMap<String, String>,
+    registry_away: bool,
     pulls: u64,
     starts: BTreeMap<(String, String), u32>,
     next_host: u32,
@@ -107,6 +108,7 @@ impl FakeRuntime {
             volumes: BTreeMap::new(),
             images: BTreeMap::new(),
             pull_errors: BTreeMap::new(),
+            registry_away: false,
             pulls: 0,
             starts: BTreeMap::new(),
             next_host: 2,
@@ -123,6 +125,11 @@ impl FakeRuntime {
             Some(message) => state.pull_errors.insert(reference.to_owned(), message.to_owned()),
             None => state.pull_errors.remove(reference),
         };
+    }
+
+    /// Whether any registry can be reached.
+    pub fn set_registry_away(&self, away: bool) {
+        self.state().registry_away = away;
     }
 
     /// How many pulls were tried.
@@ -511,6 +518,10 @@ impl Runtime for FakeRuntime {
         Box::pin(async move {
             let mut state = self.state();
             state.pulls += 1;
+            if state.registry_away {
+                let message = format!("pull image {reference}: no route to host");
+                return Err(RuntimeError::new(Reason::RegistryUnavailable, message));
+            }
             let key = format!("{PREFIX}pull-error");
             let scripted = state.pods.values().find_map(|pod| pod.config.annotations.get(&key)).cloned();
             if let Some(message) = state.pull_errors.get(reference).cloned().or(scripted) {

@@ -51,6 +51,8 @@ pub type Contents = BTreeMap<Arc<str>, BTreeMap<Arc<str>, (Digest, Bytes)>>;
 pub enum LogError {
     #[error("no replica in {0}")]
     Absent(PathBuf),
+    #[error("another edgelet uses the replica in {0}")]
+    Claimed(PathBuf),
     #[error("the replica in {0} is sealed with another key")]
     Key(PathBuf),
     #[error("the replica has format {0}, this program knows {VERSION}")]
@@ -65,6 +67,8 @@ pub struct Log {
     keys: KeySource,
     active: Active,
     compact_at: u64,
+    /// The folder, locked while this lives: two writers would destroy each other's work.
+    claim: File,
 }
 
 struct Active {
@@ -88,15 +92,16 @@ impl Log {
     /// Opens what a former process left, or makes it; `LogError::Key` and `LogError::Version` leave it untouched.
     pub fn open(directory: &Path, keys: &KeySource) -> Result<(Self, Contents), LogError> {
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+        let claim = claim(directory)?;
         let active = match find(directory, keys, true) {
-            Err(LogError::Absent(_)) => return Ok((Self::create(directory, keys, 0, 1)?, Contents::new())),
+            Err(LogError::Absent(_)) => return Ok((Self::create(directory, keys, claim, 1)?, Contents::new())),
             found => found?,
         };
         let mut contents = Contents::new();
         let scan = active.scan(|record, _| keep(&mut contents, record))?;
         let rebind = active.header.binding != keys.binding();
         let compact_at = compact_at(active.end);
-        let mut log = Self { directory: directory.to_owned(), keys: keys.clone(), active, compact_at };
+        let mut log = Self { directory: directory.to_owned(), keys: keys.clone(), active, compact_at, claim };
         log.active.end = scan.end;
         if scan.damaged {
             tracing::warn!(directory = %directory.display(), "part of the replica could not be read; the rest is kept");
@@ -114,8 +119,9 @@ impl Log {
     /// Begins anew over whatever is there.
     pub fn renew(directory: &Path, keys: &KeySource) -> Result<Self, LogError> {
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+        let claim = claim(directory)?;
         let newest = FILES.iter().filter_map(|name| generation_of(&directory.join(name))).max().unwrap_or(0);
-        let log = Self::create(directory, keys, 0, newest.saturating_add(1))?;
+        let log = Self::create(directory, keys, claim, newest.saturating_add(1))?;
         match std::fs::remove_file(directory.join(FILES[1])) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error.into()),
             _ => Ok(log),
@@ -129,11 +135,11 @@ impl Log {
         Ok(contents)
     }
 
-    fn create(directory: &Path, keys: &KeySource, slot: usize, generation: u64) -> Result<Self, LogError> {
-        let active = Active::new(directory, keys, slot, generation)?;
+    fn create(directory: &Path, keys: &KeySource, claim: File, generation: u64) -> Result<Self, LogError> {
+        let active = Active::new(directory, keys, 0, generation)?;
         active.write_header()?;
-        File::open(directory)?.sync_all()?;
-        Ok(Self { directory: directory.to_owned(), keys: keys.clone(), active, compact_at: COMPACT_BYTES })
+        claim.sync_all()?;
+        Ok(Self { directory: directory.to_owned(), keys: keys.clone(), active, compact_at: COMPACT_BYTES, claim })
     }
 
     /// Writes the records, on disk when this returns. The number of bytes written.
@@ -177,7 +183,7 @@ impl Log {
         }
         next.file.sync_data()?;
         next.write_header()?;
-        File::open(&self.directory)?.sync_all()?;
+        self.claim.sync_all()?;
         self.compact_at = compact_at(next.end);
         // Once it was far larger than it need be: give the rest back.
         if next.file.metadata()?.len() > 4 * self.compact_at {
@@ -185,6 +191,16 @@ impl Log {
         }
         self.active = next;
         Ok(self.active.end)
+    }
+}
+
+/// The kernel gives it back when the process ends, however it ends.
+fn claim(directory: &Path) -> Result<File, LogError> {
+    let folder = File::open(directory)?;
+    match rustix::fs::flock(&folder, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(folder),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(LogError::Claimed(directory.to_owned())),
+        Err(error) => Err(io::Error::from(error).into()),
     }
 }
 

@@ -2,11 +2,13 @@
 //! that boots with no server runs its pods. Sealed, written only when something has changed, whole after any power cut.
 //! It never decides what is true: as soon as the server answers, its lists replace what was loaded.
 
+mod follow;
 mod kept;
 pub mod key;
 mod log;
 
-pub use kept::status_news;
+pub use follow::follow;
+pub use kept::with_status;
 pub use key::KeySource;
 pub use log::LogError as ReplicaError;
 
@@ -27,8 +29,8 @@ const GATHER: Duration = Duration::from_secs(1);
 const WRITE_RETRY: Duration = Duration::from_secs(30);
 /// The key under which a collection says that it was listed: it may be empty.
 const LISTED: &str = "";
-/// Where a pod's last status is kept, by its uid.
-const STATUSES: &str = "edgelet.io/pod-status";
+/// The kind of notes that are pods' last statuses, by uid.
+pub const POD_STATUSES: &str = "edgelet.io/pod-status";
 
 /// Cheap to clone.
 #[derive(Clone)]
@@ -96,7 +98,7 @@ impl Replica {
     /// What another process' replica holds now of a resource in any scope, each object once. Blocks.
     pub fn read(directory: &Path, key: &KeySource, resource: Resource) -> Result<Loaded, ReplicaError> {
         let mut contents = Log::read(directory, key)?;
-        let statuses = contents.remove(STATUSES).unwrap_or_default();
+        let statuses = contents.remove(POD_STATUSES).unwrap_or_default();
         let prefix = format!("{}?", path(resource));
         let mut found = BTreeMap::new();
         for (_, entries) in contents.into_iter().filter(|(collection, _)| collection.starts_with(&prefix)) {
@@ -117,7 +119,7 @@ impl Replica {
         let state = self.0.lock();
         let entries = state.loaded.get(collection(resource, scope).as_str())?;
         entries.get(LISTED)?;
-        let statuses = state.loaded.get(STATUSES);
+        let statuses = state.loaded.get(POD_STATUSES);
         let status = |uid: &str| statuses.and_then(|all| all.get(uid)).cloned();
         let objects = entries.iter().filter(|(key, _)| &***key != LISTED);
         Some(objects.map(|(key, value)| (key.clone(), complete(resource, value.clone(), status))).collect())
@@ -168,11 +170,11 @@ impl Replica {
 
     /// Keeps a pod's own status, for a boot without the server.
     pub fn note_status(&self, uid: &str, status: &serde_json::Value) {
-        let news = status_news(status);
-        if self.0.lock().holds(STATUSES, uid, digest(&[&news])) {
+        let news = kept::status_news(status);
+        if self.0.lock().holds(POD_STATUSES, uid, digest(&[&news])) {
             return;
         }
-        self.note(STATUSES, uid, Some(Bytes::from(status.to_string())), &news);
+        self.note(POD_STATUSES, uid, Some(Bytes::from(status.to_string())), &news);
     }
 
     /// Forgets notes and single objects (`is_wanted`: kind or list, key) of pods that are no more, and what a
@@ -255,7 +257,8 @@ impl<'a> Place<'a> {
     }
 }
 
-fn path(resource: Resource) -> String {
+/// How a resource is named in a place.
+pub fn path(resource: Resource) -> String {
     format!("{}/{}/{}", resource.group, resource.version, resource.plural)
 }
 

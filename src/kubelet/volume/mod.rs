@@ -53,12 +53,13 @@ pub async fn content(volume: &Volume, source: &Source<'_>) -> Result<VolumeConte
     }
 }
 
-/// Every ConfigMap and Secret that a pod's volumes and variables refer to.
+/// Every ConfigMap and Secret that a pod's volumes, variables and images refer to.
 pub fn references(pod: &Pod) -> BTreeSet<Key> {
     let mut found = BTreeSet::new();
     let mut add = |resource: Resource, name: &str| {
         found.insert(Key { resource, namespace: pod.metadata.namespace.clone(), name: name.to_owned() });
     };
+    pod.spec.image_pull_secrets.iter().for_each(|secret| add(SECRETS, &secret.name));
     for volume in &pod.spec.volumes {
         volume.config_map.iter().for_each(|map| add(CONFIGMAPS, &map.name));
         volume.secret.iter().for_each(|secret| add(SECRETS, &secret.secret_name));

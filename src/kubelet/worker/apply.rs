@@ -9,6 +9,9 @@ use super::super::{SharedPod, status};
 use super::*;
 use crate::runtime::{ImageStatus, RuntimeError};
 
+/// A deletion that the server does not answer is tried again after this at the latest.
+const DELETE_RETRY_LIMIT_S: i64 = 60;
+
 impl Worker {
     pub(super) fn apply(&mut self, pod: &SharedPod, action: &Action, now: Timestamp) {
         let job = self.job(pod);
@@ -122,9 +125,12 @@ impl Worker {
             Done::StatusWritten(outcome) => self.status_written(outcome),
             Done::Deleted(outcome) => {
                 if let Err(error) = outcome {
-                    tracing::warn!(uid = self.uid, %error, "delete pod failed; retrying");
+                    if self.delete_retry_s == 0 {
+                        tracing::warn!(uid = self.uid, %error, "delete pod failed; retrying");
+                    }
                     self.deleting = false;
-                    self.retry_in(1);
+                    self.delete_retry_s = (self.delete_retry_s * 2).clamp(1, DELETE_RETRY_LIMIT_S);
+                    self.retry_in(self.delete_retry_s);
                 }
             }
         }

@@ -1,6 +1,7 @@
 //! What a worker tells others: the pod's status, Events about waiting; and what probes tell the worker.
 
 use super::super::difference::differs;
+use super::super::endpoints::Local;
 use super::super::memory::{Condemned, Operation, Role, find_container};
 use super::super::operation::about;
 use super::super::plan::full_name;
@@ -12,6 +13,7 @@ use crate::api::view::meta::Condition;
 use crate::api::view::pod::Container;
 use crate::client::events::Type;
 use crate::runtime::ContainerStatus;
+use bytes::Bytes;
 use jiff::SignedDuration;
 use serde_json::Value;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -20,7 +22,9 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 const PENDING_HOLD_MS: i64 = 250;
 /// A deleted pod is written when its sandbox is released, or after this.
 const ENDING_HOLD_MS: i64 = 1000;
+/// A status that cannot be written waits this long, then doubly; the server's return ends the wait.
 const WRITE_RETRY_MS: i64 = 1000;
+const WRITE_RETRY_LIMIT_MS: i64 = 60_000;
 /// The same status is not written again sooner, whoever undoes it.
 const REWRITE_AFTER_S: i64 = 60;
 
@@ -60,6 +64,7 @@ impl Worker {
             self.mark("ready");
         }
         self.memory.conditions = conditions;
+        self.keep_for_later(pod, &status);
         let hash = hash(&status);
         if self.pending.as_ref().is_some_and(|pending| pending.hash == hash) || !self.is_news(pod, &status, hash, now) {
             return;
@@ -68,6 +73,24 @@ impl Worker {
         let fresh = now.saturating_add(SignedDuration::from_millis(hold_ms)).unwrap_or(now);
         let not_before = self.pending.as_ref().map_or(fresh, |older| older.not_before.min(fresh));
         self.pending = Some(Pending { status, hash, not_before });
+    }
+
+    /// What must be known of the pod when nobody can be asked.
+    fn keep_for_later(&self, pod: &Pod, status: &Value) {
+        let ready = self.memory.conditions.iter().any(|one| one.r#type == "Ready" && one.status == "True");
+        let ips = self.pod_ips(pod);
+        let local = Local { ready, terminating: pod.is_terminating(), ips };
+        self.kubelet.set_local_endpoint(&self.uid, Some(local));
+        if let Some(replica) = self.kubelet.replica.as_ref().filter(|_| !pod.is_terminating()) {
+            replica.note_status(&self.uid, status);
+        }
+    }
+
+    /// How the pod ended by what this node wrote down while nobody could be told: it is told now.
+    pub(super) fn offer_end(&mut self, status: &Bytes, now: Timestamp) {
+        if let Ok(status) = serde_json::from_slice::<Value>(status) {
+            self.pending = Some(Pending { hash: hash(&status), status, not_before: now });
+        }
     }
 
     fn is_news(&mut self, pod: &Pod, status: &Value, hash: u64, now: Timestamp) -> bool {
@@ -115,13 +138,19 @@ impl Worker {
         self.writing = false;
         let sent = self.written.map(|(hash, _)| hash);
         match outcome {
-            Ok(revision) => self.written_revision = revision,
+            Ok(revision) => {
+                self.written_revision = revision;
+                self.write_retry_ms = 0;
+            }
             Err(error) if is_final(&error) => {
                 tracing::debug!(uid = self.uid, %error, "status not written: the pod is gone, or not as we think");
             }
             Err(error) => {
-                tracing::warn!(uid = self.uid, %error, "write status failed; retrying");
-                let retry = SignedDuration::from_millis(WRITE_RETRY_MS);
+                if self.write_retry_ms == 0 {
+                    tracing::warn!(uid = self.uid, %error, "write status failed; retrying");
+                }
+                self.write_retry_ms = (self.write_retry_ms * 2).clamp(WRITE_RETRY_MS, WRITE_RETRY_LIMIT_MS);
+                let retry = SignedDuration::from_millis(self.write_retry_ms);
                 let at = self.kubelet.clock.now().saturating_add(retry).unwrap_or(Timestamp::MAX);
                 self.written = None;
                 if let Some(pending) = &mut self.pending {
@@ -132,6 +161,18 @@ impl Worker {
         }
         if self.pending.as_ref().map(|pending| pending.hash) == sent {
             self.pending = None;
+        }
+    }
+
+    /// What waited for the server to return goes now.
+    pub(super) fn server_is_back(&mut self, now: Timestamp) {
+        self.write_retry_ms = 0;
+        if let Some(pending) = &mut self.pending {
+            pending.not_before = pending.not_before.min(now);
+        }
+        self.retry_at = self.retry_at.map(|at| at.min(now));
+        if self.tokens.wait_no_more() {
+            self.memory.refresh_at = Some(now);
         }
     }
 

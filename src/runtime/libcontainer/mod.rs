@@ -285,6 +285,7 @@ fn not_found(message: impl Into<String>) -> RuntimeError {
 fn image_error(error: &ImageError) -> RuntimeError {
     let reason = match error {
         ImageError::Reference(_) => Reason::InvalidImageName,
+        ImageError::Pull { transient: true, .. } => Reason::RegistryUnavailable,
         _ => Reason::ErrImagePull,
     };
     RuntimeError::new(reason, error.to_string())
