@@ -3,14 +3,21 @@
 
 use crate::network::ipam::Cidr;
 use jiff::Timestamp;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 
 /// What was typed, in `/etc/edgelet/config.yaml` or as flags. Nothing is checked yet.
-#[derive(Clone, Debug, Default, Deserialize, clap::Args)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize, clap::Args)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 pub struct Typed {
+    /// The server this board's node belongs to, https://HOST:PORT
+    #[arg(skip)]
+    pub server: Option<String>,
+    /// What it joins with, once
+    #[arg(skip)]
+    #[serde(skip_serializing)]
+    pub token: Option<String>,
     /// Folder for everything that must survive a reboot [default: /var/lib/edgelet]
     #[arg(long, value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
@@ -91,6 +98,27 @@ pub struct Config {
     pub kubeconfig: PathBuf,
 }
 
+/// What every node of a cluster must know alike; a joining node is told by the server.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ClusterFacts {
+    pub cluster_cidr: String,
+    pub service_cidr: String,
+    pub cluster_dns: Ipv4Addr,
+    pub cluster_domain: String,
+}
+
+impl ClusterFacts {
+    pub fn of(config: &Config) -> Self {
+        Self {
+            cluster_cidr: config.cluster_cidr.to_string(),
+            service_cidr: config.service_cidr.to_string(),
+            cluster_dns: config.dns_ip,
+            cluster_domain: config.cluster_domain.clone(),
+        }
+    }
+}
+
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     #[error("read config file {path}: {source}")]
@@ -138,6 +166,8 @@ impl Typed {
             flags
         };
         Self {
+            server: self.server.or(file.server),
+            token: self.token.or(file.token),
             data_dir: self.data_dir.or(file.data_dir),
             run_dir: self.run_dir.or(file.run_dir),
             log_dir: self.log_dir.or(file.log_dir),
@@ -157,6 +187,26 @@ impl Typed {
             insecure_registry: both(self.insecure_registry, file.insecure_registry),
             write_kubeconfig: self.write_kubeconfig.or(file.write_kubeconfig),
         }
+    }
+
+    /// What the server says of the cluster, over whatever was typed.
+    pub fn in_cluster(self, facts: ClusterFacts) -> Self {
+        Self {
+            cluster_cidr: Some(facts.cluster_cidr),
+            service_cidr: Some(facts.service_cidr),
+            cluster_dns: Some(IpAddr::V4(facts.cluster_dns)),
+            cluster_domain: Some(facts.cluster_domain),
+            ..self
+        }
+    }
+
+    /// What was given, as a config file; never the token, which is good for one board and one time.
+    pub fn to_yaml(&self) -> String {
+        let mut all = serde_json::to_value(self).expect("texts, numbers and lists encode");
+        if let Some(keys) = all.as_object_mut() {
+            keys.retain(|_, value| !value.is_null() && value.as_array().is_none_or(|list| !list.is_empty()));
+        }
+        serde_yaml::to_string(&all).expect("texts, numbers and lists encode")
     }
 
     /// Checks everything and fills in the defaults.
@@ -202,9 +252,9 @@ impl Typed {
     }
 }
 
-/// Part of the cluster CIDR; until the server gives them out, its first part.
+/// Part of the cluster CIDR.
 fn pod_cidr(typed: Option<String>, cluster: &Cidr) -> Result<Option<String>, ConfigError> {
-    let Some(text) = typed else { return Ok(Some(format!("{}/{}", cluster.base(), cluster.prefix().max(24)))) };
+    let Some(text) = typed else { return Ok(None) };
     let parsed = cidr("pod-cidr", &text)?;
     if !cluster.contains(parsed.base()) || parsed.prefix() < cluster.prefix() {
         return Err(value("pod-cidr", format!("{parsed} is not in cluster-cidr {cluster}")));
@@ -273,7 +323,7 @@ mod tests {
         let config = flags.over(file).check().unwrap();
         assert_eq!((config.node_name.as_str(), config.tls_san.len()), ("flag", 2));
         assert_eq!(config.dns_ip, Ipv4Addr::new(10, 43, 0, 10));
-        assert_eq!(config.pod_cidr.as_deref(), Some("10.42.0.0/24"));
+        assert_eq!(config.pod_cidr, None);
         assert_eq!(config.kubeconfig, Path::new("/var/lib/edgelet/kubeconfig"));
     }
 

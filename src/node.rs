@@ -1,6 +1,9 @@
 //! Wires a node: network, runtime, kubelet, proxy, DNS; the same on the server's own board and on a joined one.
 //! What it starts belongs to the caller's task tree; pods outlive it.
 
+pub mod joined;
+pub mod renewal;
+
 use crate::api::view::node::Node as NodeView;
 use crate::client::informer::Scope;
 use crate::client::{Client, Informers, NODES};

@@ -5,7 +5,7 @@ use crate::api::kinds::Kinds;
 use crate::apiserver::{ApiServer, ApiServerConfig};
 use crate::client::{Client, Informers, Local};
 use crate::clock::Clock;
-use crate::config::Config;
+use crate::config::{ClusterFacts, Config};
 use crate::controllers::{self, ControllerConfig};
 use crate::kubelet::Heartbeat;
 use crate::node::NodeLink;
@@ -19,6 +19,7 @@ use crate::telemetry::Trace;
 use crate::tunnel::{Pipe, Tunnels};
 use anyhow::Context;
 use rustix::fs::FlockOperation;
+use serde_json::json;
 use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
@@ -72,7 +73,12 @@ pub async fn start(config: &Config, tree: &mut Tree) -> anyhow::Result<ControlPl
     registry.bootstrap(&facts).await.context("write the objects every cluster has")?;
 
     let tunnels = Tunnels::default();
-    let api_config = ApiServerConfig { advertise: address.to_string(), names: names(config), anonymous: true };
+    let api_config = ApiServerConfig {
+        advertise: address.to_string(),
+        names: names(config),
+        anonymous: true,
+        cluster: json!(ClusterFacts::of(config)),
+    };
     let api = ApiServer::new(api_config, registry.clone(), pki.clone(), tunnels.clone(), clock.clone());
     let shutdown = tree.shutdown();
     tree.spawn_fallible("apiserver", async move { api.serve(vec![listener], shutdown).await });

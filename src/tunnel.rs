@@ -1,23 +1,37 @@
-//! The connection a node opens and the server calls back through.
+//! The connection a node opens and the server calls back through: HTTP/2 with the roles reversed.
 //! On the server's own board it is a pipe in memory. Over each dialled stream runs HTTP/1.1.
-//!
-//! What the kubelet answers on a stream:
-//! `GET /containerLogs/{namespace}/{pod}/{container}?follow=&previous=&sinceSeconds=&sinceTime=&tailLines=&limitBytes=&timestamps=`
-//! `POST /exec|/attach/{namespace}/{pod}/{container}?command=…&stdin=&stdout=&stderr=&tty=` and
-//! `POST /portForward/{namespace}/{pod}?port=` with `Upgrade: edgelet-stream`: 101, then frames.
-//! A frame: channel (u8), length (u32, big endian), payload. Channels as in `v5.channel.k8s.io`:
-//! 0 stdin, 1 stdout, 2 stderr, 3 error (a `Status`, ends the stream), 4 resize (`{"Width","Height"}`),
-//! 255 close of the channel named by the payload's one byte.
+//! What runs on a stream is in `frames`.
 
 pub mod frames;
+pub mod node;
+pub mod rhythm;
+pub mod server;
+mod stream;
 
 use crate::sys::Stream;
 use futures_util::future::BoxFuture;
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
+use tokio::sync::oneshot;
 
+/// `GET` here with `Upgrade: edgelet-tunnel` and a node's client certificate opens a tunnel.
+pub const PATH: &str = "/edgelet/v1/tunnel";
+/// The tunnel's name in `Upgrade`.
+pub const PROTOCOL: &str = "edgelet-tunnel";
 /// Bytes in flight per direction of an in-memory stream.
 pub const PIPE_BYTES: usize = 16 << 10;
+
+/// What streams to the kubelet ask for, inside a tunnel.
+const KUBELET_PATH: &str = "/kubelet";
+/// Streams of one tunnel at a time.
+const STREAMS_LIMIT: u32 = 256;
+const HEADERS_LIMIT_BYTES: u32 = 4 << 10;
+/// Bytes in flight per stream; enough for 20 Mbit/s at a tenth of a second.
+const WINDOW_BYTES: u32 = 256 << 10;
+
+const fn connection_window() -> u32 {
+    WINDOW_BYTES * 4
+}
 
 /// Opens streams to one node.
 pub trait Dial: Send + Sync {
@@ -26,20 +40,66 @@ pub trait Dial: Send + Sync {
 
 /// The nodes that can be reached now, by node name.
 #[derive(Clone, Default)]
-pub struct Tunnels(Arc<Mutex<HashMap<String, Arc<dyn Dial>>>>);
+pub struct Tunnels(Arc<Mutex<HashMap<String, Open>>>);
+
+struct Open {
+    dial: Arc<dyn Dial>,
+    /// Dropped when another takes its place.
+    _replaced: oneshot::Sender<()>,
+}
+
+/// A tunnel's place among the others; gives it up when dropped.
+pub struct Attached {
+    tunnels: Tunnels,
+    node: String,
+    dial: Arc<dyn Dial>,
+    replaced: oneshot::Receiver<()>,
+}
+
+impl Attached {
+    /// Waits until another tunnel of the same node has taken the place.
+    pub async fn replaced(&mut self) {
+        let _ = (&mut self.replaced).await;
+    }
+}
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        let mut open = self.tunnels.lock();
+        if open.get(&self.node).is_some_and(|current| Arc::ptr_eq(&current.dial, &self.dial)) {
+            open.remove(&self.node);
+        }
+    }
+}
 
 impl Tunnels {
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Open>> {
+        self.0.lock().expect("no panic while the tunnels are locked")
+    }
+
+    /// For as long as the process lives: the server's own board.
     pub fn register(&self, node: &str, dial: Arc<dyn Dial>) {
-        self.0.lock().expect("no panic while the tunnels are locked").insert(node.to_owned(), dial);
+        self.lock().insert(node.to_owned(), Open { dial, _replaced: oneshot::channel().0 });
+    }
+
+    /// For as long as the answer is held, or until the node attaches another.
+    pub fn attach(&self, node: &str, dial: Arc<dyn Dial>) -> Attached {
+        let (sender, replaced) = oneshot::channel();
+        self.lock().insert(node.to_owned(), Open { dial: dial.clone(), _replaced: sender });
+        Attached { tunnels: self.clone(), node: node.to_owned(), dial, replaced }
     }
 
     pub fn forget(&self, node: &str) {
-        self.0.lock().expect("no panic while the tunnels are locked").remove(node);
+        self.lock().remove(node);
+    }
+
+    pub fn is_connected(&self, node: &str) -> bool {
+        self.lock().contains_key(node)
     }
 
     /// A new stream to the kubelet of `node`.
     pub async fn dial(&self, node: &str) -> std::io::Result<Box<dyn Stream>> {
-        let dial = self.0.lock().expect("no panic while the tunnels are locked").get(node).cloned();
+        let dial = self.lock().get(node).map(|open| open.dial.clone());
         match dial {
             Some(dial) => dial.dial().await,
             None => Err(std::io::Error::new(std::io::ErrorKind::NotConnected, format!("node {node} is not connected"))),
@@ -63,3 +123,6 @@ impl Dial for Pipe {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,8 +8,12 @@
     reason = "a test ends at the first surprise"
 )]
 
+#[path = "node/bed.rs"]
+mod bed;
 #[path = "node/demo.rs"]
 mod demo;
+#[path = "node/fleet.rs"]
+mod fleet;
 #[path = "node/network.rs"]
 mod network;
 #[path = "node/runtime.rs"]

@@ -15,6 +15,7 @@ mod respond;
 mod rest;
 mod serve;
 mod streaming;
+mod tunnel;
 mod watch;
 
 use crate::api::status::{Result, Status};
@@ -55,6 +56,8 @@ pub struct ApiServerConfig {
     pub names: ServerNames,
     /// Whether requests without credentials are let in as `system:anonymous`.
     pub anonymous: bool,
+    /// What joining nodes are told of the cluster.
+    pub cluster: serde_json::Value,
 }
 
 /// The API server. Cheap to clone.
@@ -190,6 +193,12 @@ impl ApiServer {
             return rest::answer(self, call, body).await;
         }
         let path = call.info.path.trim_end_matches('/').to_owned();
+        if path == crate::tunnel::PATH {
+            return tunnel::answer(self, call);
+        }
+        if path == "/edgelet/v1/cluster" {
+            return Ok(pretty_json(&self.0.config.cluster));
+        }
         if path.starts_with("/edgelet/") {
             return self.trace(&call, &path).await;
         }

@@ -64,8 +64,12 @@ impl Cluster {
         let registry = Registry::new(RegistryConfig::default(), store, kinds, clock.clone(), Arc::default());
         let issuer = "https://kubernetes.default.svc.cluster.local";
         let pki = Pki::open(dir.path(), issuer, clock.clone()).unwrap();
-        let config =
-            ApiServerConfig { advertise: "10.99.0.1:6443".into(), names: ServerNames::default(), anonymous: true };
+        let config = ApiServerConfig {
+            advertise: "10.99.0.1:6443".into(),
+            names: ServerNames::default(),
+            anonymous: true,
+            cluster: serde_json::Value::Null,
+        };
         let server = ApiServer::new(config, Arc::new(registry), pki, Tunnels::default(), clock);
         let (address, port) = (std::net::Ipv4Addr::new(10, 99, 0, 1), 6443);
         let facts = ServerFacts { address, port, client_ca_pem: server.pki().ca_pem() };

@@ -63,6 +63,12 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
+/// What stands in the way of running pods here; empty when nothing does.
+pub fn obstacles() -> Vec<String> {
+    let failed = judge(&gather()).into_iter().filter(|verdict| verdict.level == Level::Failure);
+    failed.map(|verdict| format!("{}: {}", verdict.what, verdict.mend)).collect()
+}
+
 fn judge(facts: &Facts) -> Vec<Verdict> {
     let mut verdicts = Vec::new();
     let mut say = |good: bool, bad: Level, what: String, mend: &str| {

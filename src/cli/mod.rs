@@ -9,8 +9,10 @@ mod demo;
 mod exec;
 mod get;
 mod image;
+mod join;
 mod logs;
 mod manifest;
+mod node;
 mod server;
 mod trace;
 mod version;
@@ -36,6 +38,10 @@ struct Arguments {
 enum Command {
     /// Run the control plane and a node on this machine
     Server(server::Arguments),
+    /// Make this machine a node of a server's cluster
+    Join(join::Arguments),
+    /// Run this machine's node, once it has joined
+    Node(node::Arguments),
     /// Run everything in the foreground with a demo, and leave nothing behind
     Demo(demo::Arguments),
     /// Create or change the objects of a manifest
@@ -71,6 +77,8 @@ pub fn main() -> ExitCode {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let result = match Arguments::parse().command {
         Command::Server(arguments) => server::run(arguments),
+        Command::Join(arguments) => join::run(arguments),
+        Command::Node(arguments) => node::run(arguments),
         Command::Demo(arguments) => demo::run(arguments),
         Command::Apply(arguments) => block_on(apply::run(arguments)),
         Command::Get(arguments) => block_on(get::run(arguments)),

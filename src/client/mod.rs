@@ -3,6 +3,7 @@
 
 #[cfg(any(test, feature = "fake"))]
 pub mod cut;
+pub mod enroll;
 pub mod events;
 pub mod informer;
 pub mod kubeconfig;
@@ -10,6 +11,7 @@ pub mod local;
 pub mod reflector;
 pub mod remote;
 pub mod replica;
+pub mod uplink;
 pub mod workqueue;
 
 use crate::api::kinds::{Kind, Text};
@@ -88,6 +90,7 @@ resources! {
     CONTROLLERREVISIONS = "apps" / "v1" / "controllerrevisions";
     PODDISRUPTIONBUDGETS = "policy" / "v1" / "poddisruptionbudgets";
     JOBS = "batch" / "v1" / "jobs";
+    CERTIFICATESIGNINGREQUESTS = "certificates.k8s.io" / "v1" / "certificatesigningrequests";
     LEASES = "coordination.k8s.io" / "v1" / "leases";
 }
 
@@ -175,6 +178,15 @@ macro_rules! either {
 }
 
 impl Client {
+    /// Waits until the way to the server has been found again; for ever where there is none to lose.
+    pub async fn reconnected(&self) {
+        match self {
+            Self::Local(_) => std::future::pending().await,
+            Self::Remote(client) => client.reconnected().await,
+            #[cfg(any(test, feature = "fake"))]
+            Self::Cut(_) => std::future::pending().await,
+        }
+    }
     /// `namespace` is empty for cluster-scoped resources.
     pub async fn get(&self, resource: Resource, namespace: &str, name: &str) -> Result<Item> {
         either!(self.get(resource, namespace, name))

@@ -55,7 +55,10 @@ pub async fn reflect(client: Client, resource: Resource, scope: Scope, sink: imp
             }
         }
         backoff = if started.elapsed() >= HEALTHY { BACKOFF_FIRST } else { next_backoff(backoff) };
-        tokio::time::sleep(jittered(backoff, fastrand::f64())).await;
+        tokio::select! {
+            () = tokio::time::sleep(jittered(backoff, fastrand::f64())) => {}
+            () = client.reconnected() => backoff = Duration::ZERO,
+        }
     }
 }
 

@@ -5,10 +5,15 @@ use super::kubeconfig::Access;
 use super::{Item, Items, Resource, WatchEvent};
 use crate::api::object::{Object, ObjectExt};
 use crate::api::status::{Result, Status};
+use crate::clock::Clock;
 use crate::network::resolve::Resolver;
+use crate::pki::time::ClockTime;
 use crate::registry::{DeleteOptions, ListOptions, PatchType, Propagation};
+use crate::sys::Stream;
+use arc_swap::ArcSwap;
 use bytes::{Bytes, BytesMut};
 use futures_util::stream::{self, BoxStream, StreamExt};
+use hyper_util::rt::TokioIo;
 use reqwest::header::{ACCEPT, CONTENT_TYPE};
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use rustls_pki_types::pem::PemObject;
@@ -17,47 +22,115 @@ use serde_json::json;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 use tokio_tungstenite::tungstenite::{self, client::IntoClientRequest};
 
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 /// One line of a watch; larger ones end it.
 const LINE_LIMIT_BYTES: usize = 8 << 20;
 
-/// A WebSocket to the API server.
-pub type WebSocket = tokio_tungstenite::WebSocketStream<tokio_rustls::client::TlsStream<TcpStream>>;
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+const STREAM_WINDOW_BYTES: u32 = 256 << 10;
+const CONNECTION_WINDOW_BYTES: u32 = 1 << 20;
+/// What is read of an error.
+const ERROR_LIMIT_BYTES: usize = 64 << 10;
+const GIVEN_UP: &str = "the connection to the server was given up";
 
-/// Speaks to an API server. Cheap to clone.
+/// A WebSocket to the API server.
+pub type WebSocket = tokio_tungstenite::WebSocketStream<TlsStream<TcpStream>>;
+
+/// Speaks to an API server. Cheap to clone; clones share credentials and connections.
 #[derive(Clone)]
-pub struct Remote {
+pub struct Remote(Arc<Shared>);
+
+struct Shared {
+    session: ArcSwap<Session>,
+    /// Counts the sessions; requests of a former one are given up.
+    sessions: watch::Sender<u64>,
+    resolver: Resolver,
+    clock: Clock,
+}
+
+/// Credentials, and the connections made with them.
+struct Session {
     http: reqwest::Client,
     access: Arc<Access>,
     tls: Arc<rustls::ClientConfig>,
-    resolver: Resolver,
+}
+
+impl Session {
+    fn new(access: Arc<Access>, resolver: &Resolver, clock: &Clock) -> Result<Self> {
+        let mut tls = client_config(&access, clock)?;
+        tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        let http = reqwest::Client::builder()
+            .user_agent(concat!("edgelet/", env!("CARGO_PKG_VERSION")))
+            .tls_backend_preconfigured(tls.clone())
+            .dns_resolver(resolver.clone())
+            .connect_timeout(CONNECT_TIMEOUT)
+            .pool_idle_timeout(Duration::from_secs(90))
+            .http2_initial_stream_window_size(STREAM_WINDOW_BYTES)
+            .http2_initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            // The server's kernel keeps the connection alive; a second set of probes would only cost bytes.
+            .tcp_keepalive(None)
+            .build()
+            .map_err(Status::internal)?;
+        Ok(Self { http, access, tls: Arc::new(tls) })
+    }
 }
 
 impl Remote {
     /// Makes a client; nothing is sent yet.
     pub fn new(access: Access, resolver: Resolver) -> Result<Self> {
-        let tls = client_config(&access)?;
-        let http = reqwest::Client::builder()
-            .user_agent(concat!("edgelet/", env!("CARGO_PKG_VERSION")))
-            .tls_backend_preconfigured(tls.clone())
-            .dns_resolver(resolver.clone())
-            .connect_timeout(Duration::from_secs(10))
-            .pool_idle_timeout(Duration::from_secs(90))
-            .build()
-            .map_err(Status::internal)?;
-        Ok(Self { http, access: Arc::new(access), tls: Arc::new(tls), resolver })
+        Self::with_clock(access, resolver, Clock::real())
     }
 
-    pub fn access(&self) -> &Access {
-        &self.access
+    /// The same with the time that certificates are judged by.
+    pub fn with_clock(access: Access, resolver: Resolver, clock: Clock) -> Result<Self> {
+        let session = Session::new(Arc::new(access), &resolver, &clock)?;
+        let session = ArcSwap::from_pointee(session);
+        Ok(Self(Arc::new(Shared { session, sessions: watch::Sender::new(0), resolver, clock })))
+    }
+
+    pub fn access(&self) -> Arc<Access> {
+        self.0.session.load().access.clone()
     }
 
     /// For streams that reqwest cannot carry (WebSocket).
     pub fn tls(&self) -> Arc<rustls::ClientConfig> {
-        self.tls.clone()
+        self.0.session.load().tls.clone()
+    }
+
+    /// From now on speaks with these credentials; requests under way go on with the former ones.
+    pub fn reload(&self, access: Access) -> Result<()> {
+        let fresh = Session::new(Arc::new(access), &self.0.resolver, &self.0.clock)?;
+        self.0.session.store(Arc::new(fresh));
+        Ok(())
+    }
+
+    /// Gives up all connections, and requests under way with them: the server is known not to hear them, or to be
+    /// back after it did not. Whoever waits before trying again tries at once.
+    pub fn reconnect(&self) -> Result<()> {
+        self.reload((*self.access()).clone())?;
+        self.0.sessions.send_modify(|count| *count += 1);
+        Ok(())
+    }
+
+    /// Waits until `reconnect` is called.
+    pub async fn reconnected(&self) {
+        let mut sessions = self.0.sessions.subscribe();
+        // The sender lives as long as this client.
+        let _ = sessions.changed().await;
+    }
+
+    /// Runs a request until its connection is given up.
+    async fn held<T>(&self, request: impl Future<Output = Result<T>>) -> Result<T> {
+        tokio::select! {
+            biased;
+            answer = request => answer,
+            () = self.reconnected() => Err(Status::unavailable(GIVEN_UP)),
+        }
     }
 
     /// Any path, for what is no resource (`/version`, `/edgelet/v1/…`).
@@ -66,23 +139,24 @@ impl Remote {
         if let Some(body) = body {
             request = request.header(CONTENT_TYPE, "application/json").body(body.to_string());
         }
-        answer(request.timeout(REQUEST_TIMEOUT)).await
+        self.answer(request).await
     }
 
     /// GET in another form (`Table`).
     pub async fn raw_as(&self, path: &str, accept: &str) -> Result<Bytes> {
-        answer(self.request_as(Method::GET, path, accept).timeout(REQUEST_TIMEOUT)).await
+        self.answer(self.request_as(Method::GET, path, accept)).await
     }
 
     /// The lines of a watch in another form.
     pub async fn lines_as(&self, path: &str, accept: &str) -> Result<BoxStream<'static, Result<Bytes>>> {
-        let response = self.request_as(Method::GET, path, accept).send().await.map_err(unreachable_server)?;
-        Ok(lines(checked(response).await?))
+        let sessions = self.0.sessions.subscribe();
+        let request = self.request_as(Method::GET, path, accept);
+        Ok(lines(self.held(sent(request)).await?, sessions))
     }
 
     /// A response whose body goes on (logs).
     pub async fn stream(&self, path: &str) -> Result<Response> {
-        checked(self.request_as(Method::GET, path, "*/*").send().await.map_err(unreachable_server)?).await
+        self.held(sent(self.request_as(Method::GET, path, "*/*"))).await
     }
 
     /// PATCH by path, for kinds that are only known at run time.
@@ -92,21 +166,12 @@ impl Remote {
 
     /// A WebSocket that speaks `protocol` (exec, attach, port-forward).
     pub async fn websocket(&self, path: &str, protocol: &'static str) -> Result<WebSocket> {
-        let uri: http::Uri = self.access.server.parse().map_err(Status::internal)?;
-        let host = uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
-        let port = uri.port_u16().unwrap_or(443);
-        let addresses = self.resolver.resolve(&host, port).await.map_err(lost)?;
-        let stream = TcpStream::connect(addresses.as_slice()).await.map_err(lost)?;
-        let server_name = ServerName::try_from(host.clone()).map_err(Status::internal)?;
-        let mut tls = (*self.tls).clone();
-        tls.alpn_protocols = vec![b"http/1.1".to_vec()];
-        let stream = TlsConnector::from(Arc::new(tls)).connect(server_name, stream).await.map_err(lost)?;
-        let mut request = format!("wss://{}{path}", uri.authority().map_or(host.as_str(), |one| one.as_str()))
-            .into_client_request()
-            .map_err(Status::internal)?;
+        let (stream, authority) = self.connect().await?;
+        let mut request = format!("wss://{authority}{path}").into_client_request().map_err(Status::internal)?;
         request.headers_mut().insert("Sec-WebSocket-Protocol", http::HeaderValue::from_static(protocol));
-        if !self.access.token.is_empty() {
-            let token = format!("Bearer {}", self.access.token).try_into().map_err(Status::internal)?;
+        let access = self.access();
+        if !access.token.is_empty() {
+            let token = format!("Bearer {}", access.token).try_into().map_err(Status::internal)?;
             request.headers_mut().insert(http::header::AUTHORIZATION, token);
         }
         match tokio_tungstenite::client_async(request, stream).await {
@@ -116,24 +181,77 @@ impl Remote {
         }
     }
 
+    /// A connection of its own that speaks HTTP/1.1, and the server's name and port.
+    async fn connect(&self) -> Result<(TlsStream<TcpStream>, String)> {
+        let session = self.0.session.load_full();
+        let uri: http::Uri = session.access.server.parse().map_err(Status::internal)?;
+        let host = uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
+        let port = uri.port_u16().unwrap_or(443);
+        let server_name = ServerName::try_from(host.clone()).map_err(Status::internal)?;
+        let mut tls = (*session.tls).clone();
+        tls.alpn_protocols = vec![b"http/1.1".to_vec()];
+        let connected = async {
+            let addresses = self.0.resolver.resolve(&host, port).await?;
+            let stream = TcpStream::connect(addresses.as_slice()).await?;
+            stream.set_nodelay(true)?;
+            TlsConnector::from(Arc::new(tls)).connect(server_name, stream).await
+        };
+        let late = |_| Status::timeout(format!("connect to the server: {host}:{port} does not answer"));
+        let stream = tokio::time::timeout(CONNECT_TIMEOUT, connected).await.map_err(late)?.map_err(lost)?;
+        Ok((stream, uri.authority().map_or(host, ToString::to_string)))
+    }
+
+    /// Asks the server to speak another protocol on a connection of its own (the tunnel).
+    pub async fn upgrade(&self, path: &str, protocol: &'static str) -> Result<impl Stream + use<>> {
+        let (stream, authority) = self.connect().await?;
+        let broke = |error: hyper::Error| Status::unavailable(format!("speak to the server: {error}"));
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broke)?;
+        tokio::spawn(connection.with_upgrades());
+        let request = http::Request::get(path)
+            .header(http::header::HOST, authority)
+            .header(http::header::CONNECTION, "Upgrade")
+            .header(http::header::UPGRADE, protocol)
+            .body(http_body_util::Empty::<Bytes>::new())
+            .map_err(Status::internal)?;
+        let response = tokio::time::timeout(CONNECT_TIMEOUT, sender.send_request(request)).await;
+        let response = response.map_err(|_| Status::timeout("the server does not answer"))?.map_err(broke)?;
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            return Ok(TokioIo::new(hyper::upgrade::on(response).await.map_err(broke)?));
+        }
+        let (head, body) = response.into_parts();
+        let body = http_body_util::Limited::new(body, ERROR_LIMIT_BYTES);
+        let body = http_body_util::BodyExt::collect(body).await.map(|body| body.to_bytes()).unwrap_or_default();
+        Err(error_of(head.status, &body))
+    }
+
     fn request(&self, method: Method, path: &str) -> RequestBuilder {
         self.request_as(method, path, "application/json")
     }
 
     fn request_as(&self, method: Method, path: &str, accept: &str) -> RequestBuilder {
-        let request = self.http.request(method, format!("{}{path}", self.access.server));
+        let session = self.0.session.load();
+        let request = session.http.request(method, format!("{}{path}", session.access.server));
         let request = request.header(ACCEPT, accept);
-        if self.access.token.is_empty() { request } else { request.bearer_auth(&self.access.token) }
+        if session.access.token.is_empty() { request } else { request.bearer_auth(&session.access.token) }
+    }
+
+    async fn answer(&self, request: RequestBuilder) -> Result<Bytes> {
+        let whole = async {
+            let response = sent(request.timeout(REQUEST_TIMEOUT)).await?;
+            response.bytes().await.map_err(unreachable_server)
+        };
+        self.held(whole).await
     }
 
     pub async fn get(&self, resource: Resource, namespace: &str, name: &str) -> Result<Item> {
         let path = path(resource, namespace, name, "");
-        Ok(Item(answer(self.request(Method::GET, &path).timeout(REQUEST_TIMEOUT)).await?))
+        Ok(Item(self.answer(self.request(Method::GET, &path)).await?))
     }
 
     pub async fn list(&self, resource: Resource, namespace: &str, options: &ListOptions) -> Result<Items> {
         let path = format!("{}{}", path(resource, namespace, "", ""), query(options, false));
-        let body = answer(self.request(Method::GET, &path).timeout(REQUEST_TIMEOUT)).await?;
+        let body = self.answer(self.request(Method::GET, &path)).await?;
         items(&body)
     }
 
@@ -144,8 +262,9 @@ impl Remote {
         options: &ListOptions,
     ) -> Result<BoxStream<'static, Result<WatchEvent>>> {
         let path = format!("{}{}", path(resource, namespace, "", ""), query(options, true));
+        let sessions = self.0.sessions.subscribe();
         let response = self.stream(&path).await?;
-        Ok(lines(response).map(|line| event(&line?)).boxed())
+        Ok(lines(response, sessions).map(|line| event(&line?)).boxed())
     }
 
     pub async fn create(&self, resource: Resource, namespace: &str, object: Object) -> Result<Item> {
@@ -203,7 +322,7 @@ impl Remote {
 
     async fn send(&self, method: Method, path: &str, media_type: &str, body: &Object) -> Result<Item> {
         let request = self.request(method, path).header(CONTENT_TYPE, media_type).body(body.to_string());
-        Ok(Item(answer(request.timeout(REQUEST_TIMEOUT)).await?))
+        Ok(Item(self.answer(request).await?))
     }
 }
 
@@ -283,14 +402,11 @@ fn lost(error: std::io::Error) -> Status {
 
 /// What the server said instead of switching protocols.
 fn refused(response: &http::Response<Option<Vec<u8>>>) -> Status {
-    let body = response.body().as_deref().unwrap_or_default();
-    serde_json::from_slice(body)
-        .unwrap_or_else(|_| Status::new(response.status().as_u16(), "Unknown", String::from_utf8_lossy(body)))
+    error_of(response.status(), response.body().as_deref().unwrap_or_default())
 }
 
-async fn answer(request: RequestBuilder) -> Result<Bytes> {
-    let response = checked(request.send().await.map_err(unreachable_server)?).await?;
-    response.bytes().await.map_err(unreachable_server)
+async fn sent(request: RequestBuilder) -> Result<Response> {
+    checked(request.send().await.map_err(unreachable_server)?).await
 }
 
 /// A response that is no error; an error's body is a `Status` as a rule.
@@ -300,13 +416,15 @@ async fn checked(response: Response) -> Result<Response> {
         return Ok(response);
     }
     let body = response.bytes().await.unwrap_or_default();
-    match serde_json::from_slice::<Status>(&body) {
-        Ok(status) => Err(status),
-        Err(_) => Err(Status::new(code.as_u16(), "Unknown", String::from_utf8_lossy(&body).trim().to_owned())),
-    }
+    Err(error_of(code, &body))
 }
 
-fn unreachable_server(error: reqwest::Error) -> Status {
+fn error_of(code: StatusCode, body: &[u8]) -> Status {
+    let unknown = |_| Status::new(code.as_u16(), "Unknown", String::from_utf8_lossy(body).trim().to_owned());
+    serde_json::from_slice(body).unwrap_or_else(unknown)
+}
+
+pub(super) fn unreachable_server(error: reqwest::Error) -> Status {
     let mut text = error.to_string();
     let mut source = std::error::Error::source(&error);
     while let Some(cause) = source {
@@ -336,19 +454,24 @@ fn items(body: &Bytes) -> Result<Items> {
     Ok(Items { items, resource_version: parsed.metadata.resource_version, continue_token: parsed.metadata.r#continue })
 }
 
-/// The lines of a body that goes on.
-fn lines(response: Response) -> BoxStream<'static, Result<Bytes>> {
-    let state = (response, BytesMut::new());
-    stream::try_unfold(state, |(mut response, mut buffer)| async move {
+/// The lines of a body that goes on, until its connection is given up.
+fn lines(response: Response, sessions: watch::Receiver<u64>) -> BoxStream<'static, Result<Bytes>> {
+    let state = (response, BytesMut::new(), sessions);
+    stream::try_unfold(state, |(mut response, mut buffer, mut sessions)| async move {
         loop {
             if let Some(end) = buffer.iter().position(|byte| *byte == b'\n') {
                 let line = buffer.split_to(end + 1).freeze();
-                return Ok(Some((line, (response, buffer))));
+                return Ok(Some((line, (response, buffer, sessions))));
             }
             if buffer.len() > LINE_LIMIT_BYTES {
                 return Err(Status::internal("a watch event is too large"));
             }
-            match response.chunk().await.map_err(unreachable_server)? {
+            let chunk = tokio::select! {
+                biased;
+                chunk = response.chunk() => chunk.map_err(unreachable_server)?,
+                _ = sessions.changed() => return Err(Status::unavailable(GIVEN_UP)),
+            };
+            match chunk {
                 Some(chunk) => buffer.extend_from_slice(&chunk),
                 None => return Ok(None),
             }
@@ -380,7 +503,7 @@ fn event(line: &Bytes) -> Result<WatchEvent> {
 }
 
 /// TLS as this access asks for it.
-fn client_config(access: &Access) -> Result<rustls::ClientConfig> {
+fn client_config(access: &Access, clock: &Clock) -> Result<rustls::ClientConfig> {
     let fail = |error: &dyn std::fmt::Display| Status::bad_request(format!("client credentials: {error}"));
     let mut roots = rustls::RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(&access.ca_pem) {
@@ -388,7 +511,7 @@ fn client_config(access: &Access) -> Result<rustls::ClientConfig> {
         roots.add(certificate).map_err(|error| fail(&error))?;
     }
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = rustls::ClientConfig::builder_with_provider(provider)
+    let builder = rustls::ClientConfig::builder_with_details(provider, Arc::new(ClockTime(clock.clone())))
         .with_safe_default_protocol_versions()
         .map_err(|error| fail(&error))?
         .with_root_certificates(roots);

@@ -1,6 +1,7 @@
 //! Links, addresses, routes and nftables of one node, by netlink. No `ip`, `nft` or `iptables` is called.
 //! Idempotent: "already so" is success, and whatever a crash left behind is found and used or removed.
 
+pub mod changes;
 pub mod conntrack;
 mod firewall;
 pub mod ipam;

@@ -124,6 +124,17 @@ pub fn bundle(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, PkiError> {
     parsed.map_err(|error| PkiError::Malformed { path: "certificates".into(), why: error.to_string() })
 }
 
+/// The text that `bundle` reads.
+pub fn bundle_pem(certificates: &[CertificateDer]) -> String {
+    use base64::Engine;
+    let block = |certificate: &CertificateDer| {
+        let text = base64::engine::general_purpose::STANDARD.encode(certificate);
+        let lines: Vec<&str> = text.as_bytes().chunks(64).filter_map(|line| std::str::from_utf8(line).ok()).collect();
+        format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.join("\n"))
+    };
+    certificates.iter().map(block).collect()
+}
+
 /// Credentials kept in two files; `None` when one is missing or unreadable as a certificate.
 pub fn load(certificate: &Path, key: &Path) -> Result<Option<Credentials>, PkiError> {
     let (Some(certificate_pem), Some(key_pem)) = (files::read_text(certificate)?, files::read_text(key)?) else {

@@ -8,6 +8,7 @@ mod der;
 pub mod files;
 pub mod join_token;
 pub mod kubeconfig;
+pub mod node_identity;
 pub mod request;
 pub mod time;
 pub mod token;

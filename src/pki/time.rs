@@ -4,13 +4,15 @@
 use super::PkiError;
 use super::authority::Authority;
 use super::certificate::key_hash;
+use crate::clock::Clock;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use jiff::Timestamp;
 use ring::signature::{ECDSA_P256_SHA256_ASN1, UnparsedPublicKey};
-use rustls_pki_types::CertificateDer;
+use rustls_pki_types::{CertificateDer, UnixTime};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::time::Duration;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 /// Digits of a nonce.
@@ -36,6 +38,17 @@ pub enum TimeError {
     Nonce,
     #[error("the statement of the time is not signed by this cluster's authority")]
     Signature,
+}
+
+/// rustls asks our clock, so that simulated and corrected time hold for certificates too.
+#[derive(Debug)]
+pub struct ClockTime(pub Clock);
+
+impl rustls::time_provider::TimeProvider for ClockTime {
+    fn current_time(&self) -> Option<UnixTime> {
+        let seconds = u64::try_from(self.0.now().as_second()).ok()?;
+        Some(UnixTime::since_unix_epoch(Duration::from_secs(seconds)))
+    }
 }
 
 /// Whether a nonce can be answered: hexadecimal digits, enough of them to be unique.

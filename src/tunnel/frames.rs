@@ -1,5 +1,13 @@
 //! The frames that run between server and kubelet once a stream is upgraded (see the parent).
 
+// What the kubelet answers on a stream:
+// `GET /containerLogs/{namespace}/{pod}/{container}?follow=&previous=&sinceSeconds=&sinceTime=&tailLines=&limitBytes=&timestamps=`
+// `POST /exec|/attach/{namespace}/{pod}/{container}?command=…&stdin=&stdout=&stderr=&tty=` and
+// `POST /portForward/{namespace}/{pod}?port=` with `Upgrade: edgelet-stream`: 101, then frames.
+// A frame: channel (u8), length (u32, big endian), payload. Channels as in `v5.channel.k8s.io`:
+// 0 stdin, 1 stdout, 2 stderr, 3 error (a `Status`, ends the stream), 4 resize (`{"Width","Height"}`),
+// 255 close of the channel named by the payload's one byte.
+
 use bytes::{BufMut, Bytes, BytesMut};
 use std::io;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};

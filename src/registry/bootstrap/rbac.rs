@@ -138,7 +138,7 @@ mod tests {
         let count = |kind: &str| objects.iter().filter(|one| one.kind == kind).count();
         assert_eq!(
             [count("ClusterRole"), count("ClusterRoleBinding"), count("Role"), count("RoleBinding")],
-            [69, 50, 7, 7]
+            [70, 51, 7, 7]
         );
     }
 

@@ -1,0 +1,161 @@
+//! `edgelet node`: runs the node of a board that has joined, until SIGTERM; pods live on after it. With `server`
+//! and `token` in the config file it joins first. Its subcommands look after nodes.
+
+use super::connect::Connection;
+use super::join::{self, Plan};
+use crate::client::{DeleteOptions, NODES, SECRETS};
+use crate::clock::Clock;
+use crate::config::{Config, Typed};
+use crate::node::{self, joined};
+use crate::pki::node_identity::{Joined, NodeIdentity};
+use crate::supervise::Tree;
+use anyhow::{Context, bail};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Time for requests in flight.
+const SHUTDOWN_GRACE: Duration = Duration::from_secs(10);
+pub const CONFIG_FILE: &str = "/etc/edgelet/config.yaml";
+
+#[derive(clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
+    /// Config file; flags win over it [default: /etc/edgelet/config.yaml]
+    #[arg(short, long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    typed: Typed,
+}
+
+#[derive(clap::Subcommand)]
+enum Command {
+    /// On the server: remove a node and the key its name belongs to, so that a re-flashed board can join under it
+    Forget(ForgetArguments),
+}
+
+#[derive(clap::Args)]
+struct ForgetArguments {
+    /// The node
+    name: String,
+    #[command(flatten)]
+    connection: Connection,
+}
+
+pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
+    if let Some(Command::Forget(arguments)) = arguments.command {
+        return super::block_on(forget(arguments));
+    }
+    crate::telemetry::init("info");
+    let path = arguments.config.clone().unwrap_or_else(|| CONFIG_FILE.into());
+    let file = Typed::read(&path, arguments.config.is_some())?;
+    require_root("edgelet node")?;
+    super::block_on(serve(arguments.typed.over(file)))
+}
+
+/// Containers, namespaces and nftables need it.
+pub fn require_root(command: &str) -> anyhow::Result<()> {
+    if !rustix::process::geteuid().is_root() {
+        bail!("{command} must run as root: containers, namespaces and nftables need it (try sudo)");
+    }
+    Ok(())
+}
+
+async fn serve(typed: Typed) -> anyhow::Result<ExitCode> {
+    let clock = Clock::real();
+    let identity = joined::identity(&data_directory(&typed));
+    let joined = match identity.load()? {
+        Some(joined) => joined,
+        None => {
+            let Some((server, token)) = typed.server.clone().zip(typed.token.clone()) else {
+                bail!(
+                    "this board has not joined a cluster: run `edgelet join https://SERVER:6443 --token …` (make a \
+                     token with `edgelet token create` on the server)"
+                );
+            };
+            let plan = Plan { server, token, typed: typed.clone(), clock: clock.clone() };
+            plan.enroll(&identity).await?
+        }
+    };
+    foreground(typed, identity, joined, clock, false).await
+}
+
+/// Runs the node until a signal ends it; `announce`: says so on standard output once it is Ready.
+pub async fn foreground(
+    typed: Typed,
+    identity: NodeIdentity,
+    joined: Joined,
+    clock: Clock,
+    announce: bool,
+) -> anyhow::Result<ExitCode> {
+    let mut interrupted = signal(SignalKind::interrupt()).context("watch for SIGINT")?;
+    let mut terminated = signal(SignalKind::terminate()).context("watch for SIGTERM")?;
+    let config = config(typed, &identity, &joined).await?;
+    let _claim = crate::server::claim(&config.data_directory)?;
+    let mut tree = Tree::default();
+    let uplink = joined::connect(&config, &identity, &joined, clock, &mut tree)?;
+    let (remote, state) = (uplink.remote, uplink.state);
+    let running = async {
+        let node = node::start(&config, uplink.link, &mut tree).await?;
+        tracing::info!(node = config.node_name, server = joined.server, "node runs");
+        if announce {
+            join::wait_until_ready(&remote, &config.node_name, &state).await?;
+        }
+        let lost = tree.lost().await;
+        drop(node);
+        anyhow::Ok(lost)
+    };
+    let outcome = tokio::select! {
+        lost = running => lost.map(Some),
+        _ = interrupted.recv() => Ok(None),
+        _ = terminated.recv() => Ok(None),
+    };
+    tracing::info!("shutting down; pods go on running");
+    tree.end(SHUTDOWN_GRACE).await;
+    match outcome? {
+        Some(task) => bail!("task {task} panicked"),
+        None => Ok(ExitCode::SUCCESS),
+    }
+}
+
+pub fn data_directory(typed: &Typed) -> PathBuf {
+    typed.data_dir.clone().unwrap_or_else(|| Path::new("/var/lib/edgelet").to_owned())
+}
+
+/// What was typed, completed by what the server said of the cluster and by the way to it.
+async fn config(mut typed: Typed, identity: &NodeIdentity, joined: &Joined) -> anyhow::Result<Config> {
+    if let Some(facts) = joined::facts(identity)? {
+        typed = typed.in_cluster(facts);
+    }
+    if typed.node_ip.is_none() {
+        let resolver = crate::network::resolve::Resolver::default();
+        typed.node_ip = joined::address_towards(&joined.server, &resolver).await;
+    }
+    // The name the certificate was given for; another one would be somebody else.
+    typed.node_name = Some(joined.node_name().context("the node's certificate names no node: join again")?);
+    Ok(typed.check()?)
+}
+
+async fn forget(arguments: ForgetArguments) -> anyhow::Result<ExitCode> {
+    let remote = arguments.connection.open()?;
+    let name = &arguments.name;
+    let options = DeleteOptions::default();
+    let key = remote.delete(SECRETS, "kube-system", &format!("{name}.node-key"), &options).await;
+    let node = remote.delete(NODES, "", name, &options).await;
+    let mut known = false;
+    for outcome in [key, node] {
+        match outcome {
+            Ok(()) => known = true,
+            Err(error) if error.is_not_found() => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    if !known {
+        bail!("no node named {name:?} is known");
+    }
+    println!("node {name} is forgotten: a board can join under this name with any key");
+    Ok(ExitCode::SUCCESS)
+}

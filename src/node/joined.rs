@@ -1,0 +1,111 @@
+//! A joined node's way to its cluster: a client with the node's certificate, the tunnel, the certificate's renewal.
+
+use super::{Heartbeat, NodeLink, renewal};
+use crate::client::kubeconfig::Access;
+use crate::client::uplink::{self, State};
+use crate::client::{Client, Informers, Remote};
+use crate::clock::Clock;
+use crate::config::{ClusterFacts, Config};
+use crate::network::changes;
+use crate::network::resolve::Resolver;
+use crate::pki::files;
+use crate::pki::node_identity::{Joined, NodeIdentity};
+use crate::supervise::Tree;
+use crate::telemetry::Trace;
+use anyhow::Context;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::path::Path;
+use std::sync::Arc;
+use tokio::sync::{mpsc, watch};
+
+/// Streams that may wait for the kubelet to take them.
+const STREAMS_LIMIT: usize = 16;
+const FACTS: &str = "cluster.json";
+
+/// What leads to the server.
+pub struct Uplink {
+    pub link: NodeLink,
+    pub remote: Remote,
+    pub state: watch::Receiver<State>,
+}
+
+/// The credentials a joined node shows.
+pub fn access(joined: &Joined) -> Access {
+    Access {
+        server: joined.server.clone(),
+        ca_pem: joined.ca_pem.clone().into_bytes(),
+        client_certificate_pem: joined.credentials.certificate_pem.clone().into_bytes(),
+        client_key_pem: joined.credentials.key_pem.clone().into_bytes(),
+        ..Access::default()
+    }
+}
+
+/// Opens the way to the server and keeps it open as part of the tree; returns before the server has answered.
+pub fn connect(
+    config: &Config,
+    identity: &NodeIdentity,
+    joined: &Joined,
+    clock: Clock,
+    tree: &mut Tree,
+) -> anyhow::Result<Uplink> {
+    let remote =
+        Remote::with_clock(access(joined), Resolver::default(), clock.clone()).context("use the node's keys")?;
+    let (streams, kubelet) = mpsc::channel(STREAMS_LIMIT);
+    let (state, states) = watch::channel(State::default());
+    let changed = changes::follow();
+    tree.spawn("uplink", uplink::run(remote.clone(), streams, changed, state, tree.shutdown()));
+    let renewing = renewal::Renewal {
+        identity: identity.clone(),
+        node_name: config.node_name.clone(),
+        remote: remote.clone(),
+        clock: clock.clone(),
+        not_after: joined.credentials.not_after,
+    };
+    tree.spawn("certificate", renewing.run(states.clone(), tree.shutdown()));
+    let client = Client::Remote(remote.clone());
+    let link = NodeLink {
+        informers: Informers::new(client.clone()),
+        client,
+        streams: kubelet,
+        heartbeat: Heartbeat::Tunnel,
+        trace: Arc::new(Trace::default()),
+        clock,
+    };
+    Ok(Uplink { link, remote, state: states })
+}
+
+/// The folder a joined node keeps its keys in.
+pub fn identity(data_directory: &Path) -> NodeIdentity {
+    NodeIdentity::new(&data_directory.join("node"))
+}
+
+/// Asks the server what all nodes must know alike, and keeps it.
+pub async fn learn_facts(remote: &Remote, identity: &NodeIdentity) -> anyhow::Result<ClusterFacts> {
+    let answer = remote.raw(reqwest::Method::GET, "/edgelet/v1/cluster", None).await?;
+    let facts: ClusterFacts =
+        serde_json::from_slice(&answer).context("understand what the server says of the cluster")?;
+    files::write_private(&identity.directory().join(FACTS), &answer)?;
+    Ok(facts)
+}
+
+/// What the server said when the node joined.
+pub fn facts(identity: &NodeIdentity) -> anyhow::Result<Option<ClusterFacts>> {
+    let path = identity.directory().join(FACTS);
+    let text = files::read_text(&path)?;
+    text.map(|text| serde_json::from_str(&text)).transpose().with_context(|| format!("understand {}", path.display()))
+}
+
+/// This machine's address on the way to the server: what other nodes find it at. Nothing is sent.
+pub async fn address_towards(server: &str, resolver: &Resolver) -> Option<IpAddr> {
+    let uri: http::Uri = server.parse().ok()?;
+    let found = resolver.resolve(uri.host()?, uri.port_u16().unwrap_or(443)).await.ok()?;
+    found.into_iter().find_map(source_address)
+}
+
+fn source_address(server: SocketAddr) -> Option<IpAddr> {
+    let any: SocketAddr = if server.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }.parse().expect("an address");
+    let socket = UdpSocket::bind(any).ok()?;
+    socket.connect(server).ok()?;
+    let ip = socket.local_addr().ok()?.ip();
+    (!ip.is_loopback() && !ip.is_unspecified()).then_some(ip)
+}

@@ -1,0 +1,424 @@
+//! A fleet on one machine: every board has a network namespace, folders, a cgroup and a bridge of its own, and hangs
+//! by a veth on a switch in yet another namespace; one may hang behind a router that translates addresses.
+//! What it leaves behind is removed, also after a failure.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+/// No single command of a test takes longer; it is killed then.
+const COMMAND_LIMIT_S: u32 = 120;
+pub const SERVER_IP: &str = "192.0.2.1";
+const ROUTER_IP: &str = "192.0.2.254";
+pub const IMAGE: &str = "localhost/busybox:v1";
+
+static BEDS: AtomicU32 = AtomicU32::new(0);
+
+/// Root, or loudly nothing.
+pub fn can_run() -> bool {
+    let root = rustix::process::geteuid().is_root();
+    if !root {
+        let required = std::env::var_os("EDGELET_REQUIRE_ALL_TIERS").is_some();
+        assert!(!required, "this tier needs root, and every tier is required");
+        eprintln!("NOT RUN: this tier needs root (tests/run asks for it)");
+    }
+    root
+}
+
+/// A network namespace, kept by a process that ends with its standard input.
+pub struct Namespace(Child);
+
+impl Namespace {
+    fn new() -> Self {
+        let holder = Command::new("unshare").args(["--net", "cat"]).stdin(Stdio::piped()).stdout(Stdio::null()).spawn();
+        let namespace = Self(holder.expect("unshare is part of util-linux"));
+        let outer = fs::read_link("/proc/self/ns/net").unwrap();
+        let path = format!("/proc/{}/ns/net", namespace.0.id());
+        let entered = || fs::read_link(&path).is_ok_and(|link| link != outer);
+        assert!(bounded(Duration::from_secs(10), entered), "a network namespace");
+        namespace.ip("link set lo up");
+        namespace
+    }
+
+    pub fn run(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net=/proc/{}/ns/net", self.0.id())).arg("--").arg(program);
+        command
+    }
+
+    /// `ip …`; fails the test when it fails.
+    pub fn ip(&self, arguments: &str) -> String {
+        ok(self.run("ip").args(arguments.split(' ')))
+    }
+
+    /// `nft …`.
+    pub fn nft(&self, arguments: &str) {
+        ok(self.run("nft").arg(arguments));
+    }
+
+    fn sysctl(&self, path: &str, value: &str) {
+        ok(self.run("sh").args(["-c", &format!("echo {value} > /proc/sys/{path}")]));
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Runs to its end, which must be a good one; its output.
+pub fn ok(command: &mut Command) -> String {
+    let output = command.stdin(Stdio::null()).output().unwrap();
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// One machine.
+pub struct Machine {
+    pub name: String,
+    pub address: String,
+    pub namespace: Namespace,
+    pub directory: PathBuf,
+    run_directory: PathBuf,
+    cgroup: String,
+    bridge: String,
+    process: Option<Child>,
+}
+
+impl Machine {
+    fn flags(&self) -> Vec<String> {
+        let path = |path: &Path| path.display().to_string();
+        [
+            ("--node-name", self.name.clone()),
+            ("--bridge", self.bridge.clone()),
+            ("--cgroup-root", self.cgroup.clone()),
+            ("--data-dir", path(&self.data())),
+            ("--run-dir", path(&self.run_directory)),
+            ("--log-dir", path(&self.directory.join("logs"))),
+            ("--config", "/dev/null".to_owned()),
+        ]
+        .into_iter()
+        .flat_map(|(flag, value)| [flag.to_owned(), value])
+        .collect()
+    }
+
+    pub fn data(&self) -> PathBuf {
+        self.directory.join("data")
+    }
+
+    /// Starts `edgelet` with these words and the machine's own flags.
+    pub fn start(&mut self, words: &[&str]) {
+        assert!(self.process.is_none(), "{} runs already", self.name);
+        let log = fs::File::options().create(true).append(true).open(self.directory.join("log")).unwrap();
+        let mut command = self.namespace.run(env!("CARGO_BIN_EXE_edgelet"));
+        command.args(words).args(self.flags());
+        command.env("RUST_LOG", "info").stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
+        self.process = Some(command.spawn().unwrap());
+    }
+
+    pub fn is_running(&mut self) -> bool {
+        self.process.as_mut().is_some_and(|process| process.try_wait().unwrap().is_none())
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.process.as_ref().expect("it runs").id()
+    }
+
+    /// As a power cut of edgelet alone: pods go on.
+    pub fn kill(&mut self) {
+        let Some(mut process) = self.process.take() else { return };
+        process.kill().unwrap();
+        process.wait().unwrap();
+    }
+
+    pub fn log(&self) -> String {
+        let text = fs::read_to_string(self.directory.join("log")).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        lines[lines.len().saturating_sub(60)..].join("\n")
+    }
+
+    /// Bytes on the machine's own wire so far, both ways.
+    pub fn wire_bytes(&self) -> u64 {
+        let counter = |name: &str| {
+            let text = ok(self.namespace.run("cat").arg(format!("/sys/class/net/eth0/statistics/{name}")));
+            text.trim().parse::<u64>().unwrap()
+        };
+        // sysfs shows the namespace it was mounted in; netlink shows the one asked from.
+        let text = self.namespace.ip("-s -j link show dev eth0");
+        let value: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let bytes = |way: &str| value[0]["stats64"][way]["bytes"].as_u64();
+        bytes("rx").zip(bytes("tx")).map_or_else(|| counter("rx_bytes") + counter("tx_bytes"), |(rx, tx)| rx + tx)
+    }
+
+    /// The busybox image: Debian's static binary and links to its applets.
+    pub fn build_image(&self) {
+        let root = self.directory.join("image");
+        for folder in ["bin", "etc", "tmp", "www"] {
+            fs::create_dir_all(root.join(folder)).unwrap();
+        }
+        fs::copy("/bin/busybox", root.join("bin/busybox")).expect("busybox-static is installed by tests/run");
+        for applet in "sh cat echo ls sleep httpd wget nslookup hostname ps nc".split(' ') {
+            let _ = std::os::unix::fs::symlink("busybox", root.join("bin").join(applet));
+        }
+        let mut command = self.namespace.run(env!("CARGO_BIN_EXE_edgelet"));
+        command.args(["image", "build"]).arg(&root).args(["--tag", IMAGE, "--env", "PATH=/bin"]);
+        ok(command.arg("--data-dir").arg(self.data()).args(["--", "sh"]));
+    }
+
+    fn processes(&self) -> Vec<u32> {
+        let names = [self.directory.display().to_string(), self.cgroup.clone()];
+        processes_naming(&names)
+    }
+
+    fn clean(&mut self) {
+        self.kill();
+        for pid in self.processes() {
+            let _ = Command::new("kill").args(["-KILL", &pid.to_string()]).status();
+        }
+        for path in cgroups(&self.cgroup) {
+            for pid in fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default().lines() {
+                let _ = Command::new("kill").args(["-KILL", pid]).status();
+            }
+        }
+        unmount_below(&[&self.directory, &self.run_directory]);
+        bounded(Duration::from_secs(5), || {
+            for path in cgroups(&self.cgroup).iter().rev() {
+                let _ = fs::remove_dir(path);
+            }
+            cgroups(&self.cgroup).is_empty()
+        });
+        let _ = fs::remove_dir_all(&self.run_directory);
+    }
+}
+
+/// Switch, router, server and nodes.
+pub struct Bed {
+    pub switch: Namespace,
+    pub router: Namespace,
+    pub server: Machine,
+    pub nodes: BTreeMap<String, Machine>,
+    directory: PathBuf,
+    unique: String,
+}
+
+impl Bed {
+    /// Starts the server; the API answers when it returns.
+    pub fn new(name: &str) -> Self {
+        let unique = format!("{}-{}", std::process::id(), BEDS.fetch_add(1, Ordering::Relaxed));
+        let directory = std::env::temp_dir().join(format!("edgelet-{name}-{unique}"));
+        fs::create_dir_all(&directory).unwrap();
+        eprintln!("{name}: state in {}", directory.display());
+        let (switch, router) = (Namespace::new(), Namespace::new());
+        switch.ip("link add lan type bridge");
+        switch.ip("link set lan up");
+        plug(&switch, &router, "router", ROUTER_IP, 24);
+        router.sysctl("net/ipv4/ip_forward", "1");
+        router.nft("add table ip nat");
+        router.nft("add chain ip nat out { type nat hook postrouting priority 100 ; }");
+        router.nft("add rule ip nat out oifname eth0 masquerade");
+        let server = machine(&directory, &unique, "server", SERVER_IP);
+        plug(&switch, &server.namespace, "server", SERVER_IP, 24);
+        let mut bed = Self { switch, router, server, nodes: BTreeMap::new(), directory, unique };
+        bed.server.build_image();
+        bed.start_server();
+        bed
+    }
+
+    pub fn start_server(&mut self) {
+        let _ = fs::remove_file(self.kubeconfig());
+        let port = ["--bind-address", "0.0.0.0", "--https-listen-port", "6443"];
+        self.server.start(&[&["server", "--node-ip", SERVER_IP][..], &port].concat());
+        self.until("the API answers", |bed| {
+            bed.kubeconfig().exists() && bed.edgelet(&["get", "namespaces", "default"]).status.success()
+        });
+    }
+
+    fn kubeconfig(&self) -> PathBuf {
+        self.server.data().join("kubeconfig")
+    }
+
+    /// A board on the switch, with its image and nothing else.
+    pub fn add(&mut self, name: &str, address: &str) {
+        let machine = machine(&self.directory, &self.unique, name, address);
+        plug(&self.switch, &machine.namespace, name, address, 24);
+        machine.build_image();
+        self.nodes.insert(name.to_owned(), machine);
+    }
+
+    /// A board behind the router: it reaches the switch's network, nothing reaches it.
+    pub fn add_behind_router(&mut self, name: &str) {
+        let machine = machine(&self.directory, &self.unique, name, "198.51.100.2");
+        let (inner, outer) = (pid(&machine.namespace), pid(&self.router));
+        self.router.ip(&format!("link add name inside type veth peer name eth0 netns {inner}"));
+        let _ = outer;
+        self.router.ip("addr add 198.51.100.1/24 dev inside");
+        self.router.ip("link set inside up");
+        machine.namespace.ip("addr add 198.51.100.2/24 dev eth0");
+        machine.namespace.ip("link set eth0 up");
+        machine.namespace.ip("route add default via 198.51.100.1");
+        machine.build_image();
+        self.nodes.insert(name.to_owned(), machine);
+    }
+
+    pub fn node(&mut self, name: &str) -> &mut Machine {
+        self.nodes.get_mut(name).expect("a node of this bed")
+    }
+
+    /// Our own command line, on the server's board as its administrator.
+    pub fn edgelet(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).stdin(Stdio::null()).output().unwrap()
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = self.server.namespace.run("timeout");
+        command.arg(COMMAND_LIMIT_S.to_string()).arg(env!("CARGO_BIN_EXE_edgelet")).args(arguments);
+        command.env("KUBECONFIG", self.kubeconfig()).env("HOME", &self.directory);
+        command
+    }
+
+    /// The same; its output. Fails the test when it fails.
+    pub fn must(&self, arguments: &[&str]) -> String {
+        let output = self.edgelet(arguments);
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "edgelet {arguments:?}: {text}{errors}\n{}", self.scene());
+        text
+    }
+
+    pub fn apply(&self, manifest: &str) {
+        use std::io::Write;
+        let mut child =
+            self.command(&["apply", "-f", "-"]).stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(manifest.as_bytes()).unwrap();
+        assert!(child.wait().unwrap().success(), "apply\n{}", self.scene());
+    }
+
+    pub fn get(&self, arguments: &[&str]) -> serde_json::Value {
+        let text = self.must(&[&["get"][..], arguments, &["-o", "json"]].concat());
+        serde_json::from_str(&text).unwrap()
+    }
+
+    /// `True`, `False` or `Unknown`; empty when there is no such node.
+    pub fn ready(&self, node: &str) -> String {
+        let nodes = self.get(&["nodes"]);
+        let node = nodes["items"].as_array().unwrap().iter().find(|one| one["metadata"]["name"] == node).cloned();
+        let conditions = node.and_then(|node| node["status"]["conditions"].as_array().cloned()).unwrap_or_default();
+        let ready = conditions.into_iter().find(|one| one["type"] == "Ready");
+        ready.map(|one| one["status"].as_str().unwrap_or_default().to_owned()).unwrap_or_default()
+    }
+
+    /// Waits for a condition of the world outside; fails the test after two minutes.
+    pub fn until(&self, what: &str, mut condition: impl FnMut(&Self) -> bool) -> Duration {
+        let begun = Instant::now();
+        assert!(bounded(Duration::from_secs(120), || condition(self)), "timed out: {what}\n{}", self.scene());
+        begun.elapsed()
+    }
+
+    /// What there is to see when something went wrong.
+    pub fn scene(&self) -> String {
+        let mut text = String::new();
+        for what in [&["get", "nodes"][..], &["get", "pods", "-A", "-o", "wide"]] {
+            let output = self.edgelet(what);
+            text.push_str(&String::from_utf8_lossy(&output.stdout));
+            text.push_str(&String::from_utf8_lossy(&output.stderr));
+        }
+        for machine in std::iter::once(&self.server).chain(self.nodes.values()) {
+            text.push_str(&format!("--- {} ---\n{}\n", machine.name, machine.log()));
+        }
+        text
+    }
+}
+
+impl Drop for Bed {
+    fn drop(&mut self) {
+        self.server.clean();
+        self.nodes.values_mut().for_each(Machine::clean);
+        if std::thread::panicking() {
+            eprintln!("state kept in {}", self.directory.display());
+        } else {
+            let _ = fs::remove_dir_all(&self.directory);
+        }
+    }
+}
+
+fn machine(directory: &Path, unique: &str, name: &str, address: &str) -> Machine {
+    let place = directory.join(name);
+    fs::create_dir_all(&place).unwrap();
+    Machine {
+        name: name.to_owned(),
+        address: address.to_owned(),
+        namespace: Namespace::new(),
+        directory: place,
+        run_directory: PathBuf::from(format!("/run/edgelet-fleet-{unique}-{name}")),
+        cgroup: format!("edgelet-fleet-{unique}-{name}"),
+        bridge: "edge0".to_owned(),
+        process: None,
+    }
+}
+
+fn pid(namespace: &Namespace) -> u32 {
+    namespace.0.id()
+}
+
+/// A veth from the switch to a namespace, where it is `eth0`; on the switch it is named after the machine.
+fn plug(switch: &Namespace, inside: &Namespace, port: &str, address: &str, prefix: u8) {
+    switch.ip(&format!("link add name port-{port} type veth peer name eth0 netns {}", pid(inside)));
+    switch.ip(&format!("link set port-{port} master lan up"));
+    inside.ip(&format!("addr add {address}/{prefix} dev eth0"));
+    inside.ip("link set eth0 up");
+}
+
+/// Looks until the condition holds: the outside world sends this process no events.
+pub fn bounded(limit: Duration, mut condition: impl FnMut() -> bool) -> bool {
+    let begun = Instant::now();
+    while begun.elapsed() < limit {
+        if condition() {
+            return true;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    condition()
+}
+
+fn processes_naming(names: &[String]) -> Vec<u32> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc").unwrap().flatten() {
+        let Ok(pid) = entry.file_name().to_string_lossy().parse::<u32>() else { continue };
+        let cmdline = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let cmdline = String::from_utf8_lossy(&cmdline).replace('\0', " ");
+        if names.iter().any(|name| cmdline.contains(name)) && pid != std::process::id() {
+            found.push(pid);
+        }
+    }
+    found
+}
+
+fn cgroups(name: &str) -> Vec<PathBuf> {
+    let mut found = vec![Path::new("/sys/fs/cgroup").join(name)];
+    let hierarchies = fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten();
+    found.extend(hierarchies.map(|entry| entry.path().join(name)));
+    let mut at = 0;
+    while at < found.len() {
+        let entries = fs::read_dir(&found[at]).into_iter().flatten().flatten();
+        let below: Vec<PathBuf> = entries.map(|entry| entry.path()).filter(|path| path.is_dir()).collect();
+        found.extend(below);
+        at += 1;
+    }
+    found.retain(|path| path.exists());
+    found
+}
+
+fn unmount_below(folders: &[&Path]) {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let targets: Vec<&str> = mounts.lines().filter_map(|line| line.split(' ').nth(4)).collect();
+    for target in
+        targets.iter().rev().filter(|target| folders.iter().any(|folder| Path::new(target).starts_with(folder)))
+    {
+        let _ = Command::new("umount").args(["--lazy", target]).status();
+    }
+}
