@@ -24,6 +24,7 @@ use crate::telemetry::Trace;
 use crate::tunnel::Streams;
 use anyhow::Context;
 use std::net::IpAddr;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// What joins a node to its cluster.
@@ -83,9 +84,16 @@ pub async fn start(config: &Config, link: NodeLink, tree: &mut Tree) -> anyhow::
 
     let kubelet = Kubelet::new(kubelet_config, client, &informers, Arc::new(runtime.clone()), clock, trace);
     tree.spawn("kubelet server", kubelet_server::serve(kubelet.clone(), streams, tree.shutdown()));
+    let listening = kubelet_server::listen(kubelet.clone(), socket(&config.run_directory), tree.shutdown());
+    tree.spawn("local socket", listening);
     tree.spawn("node status", node_status::run(kubelet.clone(), informers, tree.shutdown()));
     tree.spawn("kubelet", kubelet.run(tree.shutdown()));
     Ok(Node { network, runtime, _claim: claim })
+}
+
+/// Where the kubelet answers people on its own board.
+pub fn socket(run_directory: &Path) -> PathBuf {
+    run_directory.join("kubelet.sock")
 }
 
 impl Node {

@@ -1,6 +1,7 @@
 //! `edgelet get`: objects as the server's own table, or as YAML, JSON or names.
 
 use super::connect::Connection;
+use super::local::{self, Local};
 use crate::api::kinds::{KindRef, Kinds};
 use crate::api::object::{Object, ObjectExt};
 use crate::client::remote::encoded;
@@ -19,6 +20,8 @@ pub struct Arguments {
     names: Vec<String>,
     #[command(flatten)]
     connection: Connection,
+    #[command(flatten)]
+    local: Local,
     /// All namespaces
     #[arg(short = 'A', long)]
     all_namespaces: bool,
@@ -97,6 +100,9 @@ pub fn targets(resource: &str, names: &[String]) -> anyhow::Result<Vec<(KindRef,
 }
 
 pub async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
+    if arguments.local.local {
+        return run_local(&arguments).await;
+    }
     let remote = arguments.connection.open()?;
     let namespace = if arguments.all_namespaces { String::new() } else { arguments.connection.namespace(&remote) };
     let targets = targets(&arguments.resource, &arguments.names)?;
@@ -119,6 +125,34 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
             output => {
                 let body = remote.raw_as(&path, "application/json").await?;
                 print_object(serde_json::from_slice(&body)?, kind, output)?;
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The same from this board's replica.
+async fn run_local(arguments: &Arguments) -> anyhow::Result<ExitCode> {
+    if arguments.watch || !arguments.field_selector.is_empty() {
+        bail!("--watch and --field-selector need the server");
+    }
+    let asked = arguments.connection.namespace.as_deref().unwrap_or("default");
+    let namespace = if arguments.all_namespaces { "" } else { asked };
+    let targets = targets(&arguments.resource, &arguments.names)?;
+    let many = targets.len() > 1;
+    for (index, (kind, name)) in targets.iter().enumerate() {
+        let mut objects = arguments.local.objects(kind, namespace, name, &arguments.selector).await?;
+        match arguments.output {
+            Output::Table | Output::Wide => {
+                if many && index > 0 {
+                    println!();
+                }
+                print_table(&local::table(kind, objects), arguments, kind, many);
+            }
+            output if !name.is_empty() && objects.len() == 1 => print_object(objects.remove(0), kind, output)?,
+            output => {
+                let list = serde_json::json!({"apiVersion": "v1", "kind": "List", "items": objects, "metadata": {}});
+                print_object(list, kind, output)?;
             }
         }
     }

@@ -1,9 +1,12 @@
 //! `edgelet logs`: a container's log, as `kubectl logs`.
 
 use super::connect::Connection;
+use super::get::find_kind;
+use super::local::Local;
 use crate::client::PODS;
 use crate::client::remote::{encoded, path};
 use anyhow::Context;
+use http_body_util::BodyExt;
 use std::io::Write;
 use std::process::ExitCode;
 
@@ -16,6 +19,8 @@ pub struct Arguments {
     container: Option<String>,
     #[command(flatten)]
     connection: Connection,
+    #[command(flatten)]
+    local: Local,
     /// Go on as the log grows
     #[arg(short, long)]
     follow: bool,
@@ -34,13 +39,49 @@ pub struct Arguments {
 }
 
 pub async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
+    if arguments.local.local {
+        return run_local(&arguments).await;
+    }
     let remote = arguments.connection.open()?;
     let namespace = arguments.connection.namespace(&remote);
     let pod = arguments.pod.rsplit('/').next().unwrap_or_default();
-    let mut query = vec![format!("follow={}", arguments.follow)];
+    let mut query = options(&arguments);
     if let Some(container) = &arguments.container {
         query.push(format!("container={}", encoded(container)));
     }
+    let mut response = remote.stream(&format!("{}?{}", path(PODS, &namespace, pod, "log"), query.join("&"))).await?;
+    while let Some(chunk) = response.chunk().await.context("read log")? {
+        if !print(&chunk) {
+            break;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The same from this board's kubelet.
+async fn run_local(arguments: &Arguments) -> anyhow::Result<ExitCode> {
+    let namespace = arguments.connection.namespace.as_deref().unwrap_or("default");
+    let pod = arguments.pod.rsplit('/').next().unwrap_or_default();
+    let container = match &arguments.container {
+        Some(container) => container.clone(),
+        None => {
+            let found = arguments.local.objects(&*find_kind("pods")?, namespace, pod, "").await?;
+            let first = found[0].pointer("/spec/containers/0/name").and_then(serde_json::Value::as_str);
+            first.context("the pod has no container")?.to_owned()
+        }
+    };
+    let path = format!("/containerLogs/{namespace}/{pod}/{container}?{}", options(arguments).join("&"));
+    let mut body = arguments.local.ask(&path).await?;
+    while let Some(frame) = body.frame().await {
+        if frame.context("read log")?.data_ref().is_some_and(|chunk| !print(chunk)) {
+            break;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn options(arguments: &Arguments) -> Vec<String> {
+    let mut query = vec![format!("follow={}", arguments.follow)];
     if arguments.previous {
         query.push("previous=true".into());
     }
@@ -53,13 +94,11 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     if arguments.timestamps {
         query.push("timestamps=true".into());
     }
-    let mut response = remote.stream(&format!("{}?{}", path(PODS, &namespace, pod, "log"), query.join("&"))).await?;
+    query
+}
+
+/// False when nobody reads any more: a closed pipe (`| head`) is an end like any other.
+fn print(chunk: &[u8]) -> bool {
     let mut out = std::io::stdout().lock();
-    while let Some(chunk) = response.chunk().await.context("read log")? {
-        // A closed pipe (`| head`) is an end like any other.
-        if out.write_all(&chunk).and_then(|()| out.flush()).is_err() {
-            break;
-        }
-    }
-    Ok(ExitCode::SUCCESS)
+    out.write_all(chunk).and_then(|()| out.flush()).is_ok()
 }

@@ -10,6 +10,7 @@ mod exec;
 mod get;
 mod image;
 mod join;
+mod local;
 mod logs;
 mod manifest;
 mod node;

@@ -114,6 +114,8 @@ pub struct Kubelet {
     /// This node's pods as endpoints, by uid.
     endpoints: Mutex<HashMap<String, endpoints::Local>>,
     endpoints_changed: Notify,
+    /// Statuses that the server does not have yet, by uid.
+    untold: Mutex<HashMap<String, Bytes>>,
     host: Host,
     dns: ClusterDns,
     resolv_conf: ResolvConf,
@@ -156,6 +158,7 @@ impl Kubelet {
             lost_at: Mutex::default(),
             endpoints: Mutex::default(),
             endpoints_changed: Notify::new(),
+            untold: Mutex::default(),
             host: Host { ips: text(&config.node_ips) },
             dns: ClusterDns { servers: text(&config.cluster_dns), domain: config.cluster_domain.clone() },
             resolv_conf: ResolvConf::parse(&resolv_conf),
@@ -203,6 +206,15 @@ impl Kubelet {
     fn fence(&self, pod: &Pod, now: Timestamp) -> Fence {
         let lost_at = *self.lost_at.lock().expect("no panic while it is locked");
         fence::fence(pod, *self.pods.contact().borrow(), lost_at, now)
+    }
+
+    /// Notes a status that is to be written, or that it has been.
+    fn set_untold(&self, uid: &str, status: Option<&serde_json::Value>) {
+        let mut untold = self.untold.lock().expect("no panic while the statuses are locked");
+        match status {
+            Some(status) => drop(untold.insert(uid.to_owned(), Bytes::from(status.to_string()))),
+            None => drop(untold.remove(uid)),
+        }
     }
 
     /// How a pod ended, if this node wrote that down.
@@ -402,6 +414,7 @@ impl Fleet {
         let Some(handle) = self.handles.remove(&uid) else { return };
         if ended.is_ok() {
             self.kubelet.set_local_endpoint(&uid, None);
+            self.kubelet.set_untold(&uid, None);
             let left: Vec<String> = self.handles.keys().cloned().collect();
             self.kubelet.retain_replica(&left);
         } else {

@@ -1,6 +1,10 @@
 //! What the kubelet answers on the streams that the server opens to it (see `tunnel`): logs, exec, attach,
 //! port-forward, stats. Refusals are plain text with a status code.
 
+mod local;
+
+pub use local::listen;
+
 use super::{Kubelet, log, stats};
 use crate::api::view::pod::{ContainerStatus as Shown, Pod};
 use crate::runtime::{ContainerState, ContainerStatus, ExecRequest, ExecSession, Reason};
@@ -21,6 +25,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 const STREAMS_LIMIT: usize = 256;
+const ACCEPT_RETRY: std::time::Duration = std::time::Duration::from_secs(1);
 const CHUNK_BYTES: usize = 16 << 10;
 /// Chunks on their way to one client.
 const QUEUE_LIMIT: usize = 4;
@@ -71,6 +76,7 @@ async fn answer(kubelet: Arc<Kubelet>, request: Request<Incoming>) -> Response<B
             let (namespace, pod) = (namespace.to_string(), pod.to_string());
             port_forward(kubelet, request, &namespace, &pod).await
         }
+        (&Method::GET, ["pods"]) => Ok(local::pods(&kubelet)),
         (&Method::GET, ["stats", "summary"]) => Ok(json_response(&stats::summary(&kubelet).await)),
         (&Method::GET, ["metrics", "resource"]) => Ok(text(StatusCode::OK, stats::resource_metrics(&kubelet).await)),
         (&Method::GET, ["healthz"]) => Ok(text(StatusCode::OK, "ok".to_owned())),

@@ -110,6 +110,11 @@ impl Replica {
         Ok(found.into_iter().collect())
     }
 
+    /// Where a node that keeps its keys in `node` has its replica.
+    pub fn folder(node: &Path) -> PathBuf {
+        node.join("replica")
+    }
+
     pub fn directory(&self) -> &Path {
         &self.0.directory
     }

@@ -72,6 +72,7 @@ impl Worker {
         let hold_ms = self.hold_ms(pod, &status, next);
         let fresh = now.saturating_add(SignedDuration::from_millis(hold_ms)).unwrap_or(now);
         let not_before = self.pending.as_ref().map_or(fresh, |older| older.not_before.min(fresh));
+        self.kubelet.set_untold(&self.uid, Some(&status));
         self.pending = Some(Pending { status, hash, not_before });
     }
 
@@ -100,7 +101,7 @@ impl Worker {
             }
             let settled = after(at, REWRITE_AFTER_S) <= now && !self.writing;
             if !settled || revision(&pod.metadata.resource_version) < self.written_revision {
-                self.pending = None;
+                self.settle_status();
                 return false;
             }
         }
@@ -160,8 +161,13 @@ impl Worker {
             }
         }
         if self.pending.as_ref().map(|pending| pending.hash) == sent {
-            self.pending = None;
+            self.settle_status();
         }
+    }
+
+    fn settle_status(&mut self) {
+        self.pending = None;
+        self.kubelet.set_untold(&self.uid, None);
     }
 
     /// What waited for the server to return goes now.
