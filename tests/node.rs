@@ -16,6 +16,8 @@ mod demo;
 mod fleet;
 #[path = "node/network.rs"]
 mod network;
+#[path = "node/power.rs"]
+mod power;
 #[path = "node/runtime.rs"]
 mod runtime;
 #[path = "node/services.rs"]

@@ -17,6 +17,8 @@ use tokio::signal::unix::{SignalKind, signal};
 
 /// Time for requests in flight.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(10);
+/// A board that boots with no name server is not to wait for one.
+const ADDRESS_PATIENCE: Duration = Duration::from_millis(500);
 pub const CONFIG_FILE: &str = "/etc/edgelet/config.yaml";
 
 #[derive(clap::Args)]
@@ -132,7 +134,9 @@ async fn config(mut typed: Typed, identity: &NodeIdentity, joined: &Joined) -> a
     }
     if typed.node_ip.is_none() {
         let resolver = crate::network::resolve::Resolver::default();
-        typed.node_ip = joined::address_towards(&joined.server, &resolver).await;
+        let address = joined::address_towards(&joined.server, &resolver);
+        // With no name server and no replica of its answers the default route's address has to do.
+        typed.node_ip = tokio::time::timeout(ADDRESS_PATIENCE, address).await.ok().flatten();
     }
     // The name the certificate was given for; another one would be somebody else.
     typed.node_name = Some(joined.node_name().context("the node's certificate names no node: join again")?);

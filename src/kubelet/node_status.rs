@@ -28,6 +28,7 @@ const HEARTBEAT: Duration = Duration::from_secs(10);
 const IMAGES_CHECK: Duration = Duration::from_secs(60);
 /// The API server's first answers may take a moment.
 const RETRY: Duration = Duration::from_millis(500);
+const RETRY_LIMIT: Duration = Duration::from_secs(30);
 const PODS_LIMIT: i64 = 110;
 const KUBELET_PORT: u16 = 10250;
 const IMAGES_LIMIT: usize = 50;
@@ -117,6 +118,7 @@ fn meminfo_bytes(meminfo: &str, name: &str) -> u64 {
 
 /// Makes the Node, without a status yet, so that it is given its pods' addresses; retries until it is there.
 pub async fn introduce(config: &KubeletConfig, client: &Client) {
+    let mut retry = RETRY;
     loop {
         match client.create(NODES, "", node_object(config)).await {
             Err(error) if !error.is_already_exists() => {
@@ -124,7 +126,15 @@ pub async fn introduce(config: &KubeletConfig, client: &Client) {
             }
             _ => return,
         }
-        tokio::time::sleep(RETRY).await;
+        wait_for_server(client, &mut retry).await;
+    }
+}
+
+/// Until the server is back, or for a while that doubles.
+async fn wait_for_server(client: &Client, retry: &mut Duration) {
+    tokio::select! {
+        () = tokio::time::sleep(*retry) => *retry = (*retry * 2).min(RETRY_LIMIT),
+        () = client.reconnected() => *retry = RETRY,
     }
 }
 
@@ -155,14 +165,16 @@ async fn collect_images(kubelet: &Kubelet) {
 }
 
 async fn keep(kubelet: Arc<Kubelet>, informers: Informers) {
+    let mut retry = RETRY;
     while let Err(error) = register(&kubelet).await {
         tracing::debug!(%error, "register node failed; retrying");
-        kubelet.clock.sleep(RETRY).await;
+        wait_for_server(&kubelet.client, &mut retry).await;
     }
     let name = &kubelet.config.node_name;
     let own = Scope { field_selector: format!("metadata.name={name}"), ..Scope::default() };
     let informer = informers.get(NODES, own);
     let mut changes = informer.subscribe();
+    let mut failing = false;
     let mut timer = tokio::time::interval(HEARTBEAT);
     timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -177,8 +189,13 @@ async fn keep(kubelet: Arc<Kubelet>, informers: Informers) {
                 None => register(&kubelet).await,
             },
         };
-        if let Err(error) = outcome {
-            tracing::warn!(node = name, %error, "keep node failed; retrying at the next heartbeat");
+        match outcome {
+            Err(error) if !failing => {
+                tracing::warn!(node = name, %error, "keep node failed; retrying at each heartbeat");
+                failing = true;
+            }
+            Err(_) => {}
+            Ok(()) => failing = false,
         }
     }
 }

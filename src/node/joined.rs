@@ -2,8 +2,9 @@
 
 use super::{Heartbeat, NodeLink, renewal};
 use crate::client::kubeconfig::Access;
+use crate::client::replica::KeySource;
 use crate::client::uplink::{self, State};
-use crate::client::{Client, Informers, Remote};
+use crate::client::{Client, Informers, Remote, Replica};
 use crate::clock::Clock;
 use crate::config::{ClusterFacts, Config};
 use crate::network::changes;
@@ -64,7 +65,7 @@ pub fn connect(
     tree.spawn("certificate", renewing.run(states.clone(), tree.shutdown()));
     let client = Client::Remote(remote.clone());
     let link = NodeLink {
-        informers: Informers::new(client.clone()),
+        informers: informers(client.clone(), identity),
         client,
         streams: kubelet,
         heartbeat: Heartbeat::Tunnel,
@@ -72,6 +73,21 @@ pub fn connect(
         clock,
     };
     Ok(Uplink { link, remote, state: states })
+}
+
+/// What the node sees is kept on its disk; without that it still works, but does not boot without the server.
+fn informers(client: Client, identity: &NodeIdentity) -> Informers {
+    let open = || {
+        let key = KeySource::read(&identity.directory().join("node.key"))?;
+        Replica::open_or_new(&Replica::folder(identity.directory()), &key)
+    };
+    match open() {
+        Ok(replica) => Informers::with_replica(client, replica),
+        Err(error) => {
+            tracing::error!(%error, "open replica; this board cannot boot without its server");
+            Informers::new(client)
+        }
+    }
 }
 
 /// The folder a joined node keeps its keys in.

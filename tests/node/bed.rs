@@ -136,6 +136,20 @@ impl Machine {
         process.wait().unwrap();
     }
 
+    /// Power is cut: no process, mount, link or rule is left, and what was in memory is lost.
+    pub fn cut_power(&mut self) {
+        self.clean();
+        let _ = self.namespace.run("ip").args(["link", "delete", &self.bridge]).status();
+        let _ = self.namespace.run("nft").args(["flush", "ruleset"]).status();
+    }
+
+    /// Our own command line on this machine, which asks nobody else.
+    pub fn local(&self, arguments: &[&str]) -> Output {
+        let mut command = self.namespace.run(env!("CARGO_BIN_EXE_edgelet"));
+        command.args(arguments).arg("--local").arg("--data-dir").arg(self.data());
+        command.arg("--run-dir").arg(&self.run_directory).stdin(Stdio::null()).output().unwrap()
+    }
+
     pub fn log(&self) -> String {
         let text = fs::read_to_string(self.directory.join("log")).unwrap_or_default();
         let lines: Vec<&str> = text.lines().collect();

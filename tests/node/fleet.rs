@@ -8,7 +8,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 /// Makes a board a node without asking it to join: its certificate is handed to it.
-fn hand_over_identity(bed: &Bed, machine: &Machine) {
+pub fn hand_over_identity(bed: &Bed, machine: &Machine) {
     let pki = Pki::open(&bed.server.data().join("pki"), "https://kubernetes.default.svc.cluster.local", Clock::real());
     let pki = pki.unwrap();
     let credentials = pki.issue_client(&format!("system:node:{}", machine.name), Some("system:nodes")).unwrap();
@@ -34,7 +34,7 @@ spec:
     )
 }
 
-const NODES_MAY_DO_ALL: &str = r#"
+pub const NODES_MAY_DO_ALL: &str = r#"
 apiVersion: rbac.authorization.k8s.io/v1
 kind: ClusterRoleBinding
 metadata: {name: test-nodes}

@@ -7,17 +7,13 @@ use crate::client::reflector::{Sink, reflect};
 use crate::client::{Client, Item, Resource};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
-
-/// How long a server that does not even refuse is waited for.
-const ANSWER_PATIENCE: Duration = Duration::from_secs(1);
 
 /// As `reflect`, with the replica behind it if there is one. Runs until it is dropped.
 pub async fn follow(client: Client, resource: Resource, scope: Scope, sink: impl Sink, replica: Option<Replica>) {
     let Some(replica) = replica else { return reflect(client, resource, scope, sink).await };
     let kept = Arc::new(Kept { sink, replica, resource, scope: scope.clone(), shown: AtomicBool::new(false) });
     let patience = async {
-        tokio::time::sleep(ANSWER_PATIENCE).await;
+        tokio::time::sleep(kept.replica.patience()).await;
         kept.show_replica();
         std::future::pending::<()>().await;
     };

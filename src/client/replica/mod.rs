@@ -14,6 +14,7 @@ pub use log::LogError as ReplicaError;
 
 use super::informer::Scope;
 use super::{Item, PODS, Resource};
+use crate::clock::monotonic;
 use bytes::Bytes;
 use log::{Digest, Log, Record, digest};
 use std::collections::{BTreeMap, HashMap};
@@ -23,6 +24,7 @@ use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Duration;
 use tokio::sync::Notify;
 
+const ANSWER_PATIENCE: Duration = Duration::from_secs(1);
 /// Changes that come within this time after a write are written together.
 const GATHER: Duration = Duration::from_secs(1);
 /// After a failed write (a full disk) the next try comes then, or with the next change.
@@ -43,6 +45,9 @@ struct Inner {
     log: Arc<Mutex<Log>>,
     wake: Arc<Notify>,
     started: AtomicBool,
+    opened_at: tokio::time::Instant,
+    /// The server has listed something in this process' life.
+    answered: AtomicBool,
     written_bytes: AtomicU64,
 }
 
@@ -91,6 +96,8 @@ impl Replica {
             log: Arc::new(Mutex::new(log)),
             wake: Arc::default(),
             started: AtomicBool::new(false),
+            opened_at: monotonic(),
+            answered: AtomicBool::new(false),
             written_bytes: AtomicU64::new(0),
         }))
     }
@@ -130,12 +137,23 @@ impl Replica {
         Some(objects.map(|(key, value)| (key.clone(), complete(resource, value.clone(), status))).collect())
     }
 
+    /// How long a list that begins now waits for a server that does not even refuse. All that a boot needs wait
+    /// together, not one after the other.
+    fn patience(&self) -> Duration {
+        if self.0.answered.load(Ordering::Relaxed) {
+            ANSWER_PATIENCE
+        } else {
+            ANSWER_PATIENCE.saturating_sub(self.0.opened_at.elapsed())
+        }
+    }
+
     /// The server has listed: what is not in the list is forgotten.
     pub fn replace(&self, resource: Resource, scope: &Scope, listed: &[(Arc<str>, Item)]) {
         let collection: Arc<str> = collection(resource, scope).into();
         let values = listed.iter().map(|(key, item)| (key.clone(), kept::kept(resource, &item.0)));
         let mut values: BTreeMap<Arc<str>, Bytes> = values.collect();
         values.insert(LISTED.into(), Bytes::new());
+        self.0.answered.store(true, Ordering::Relaxed);
         let mut state = self.0.lock();
         state.loaded.remove(&collection);
         let known = state.stored.get(&collection).into_iter().flat_map(HashMap::keys);
