@@ -91,6 +91,7 @@ pub async fn start(config: &Config, tree: &mut Tree) -> anyhow::Result<ControlPl
     tree.spawn("scheduler", scheduling);
     let controller_config = ControllerConfig {
         cluster_cidr: config.cluster_cidr,
+        pki: Some(pki.clone()),
         ..ControllerConfig::new(registry.kinds.clone(), pki.ca_pem())
     };
     controllers::run_all(&controller_config, client("kube-controller-manager"), informers.clone(), clock.clone(), tree);

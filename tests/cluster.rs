@@ -19,5 +19,7 @@ mod deployment;
 mod nodes;
 #[path = "cluster/ownership.rs"]
 mod ownership;
+#[path = "cluster/trust.rs"]
+mod trust;
 #[path = "cluster/world.rs"]
 mod world;

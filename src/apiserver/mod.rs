@@ -15,6 +15,8 @@ mod respond;
 mod rest;
 mod serve;
 mod streaming;
+mod tls;
+mod trust;
 mod tunnel;
 mod watch;
 
@@ -38,7 +40,7 @@ use request_info::RequestInfo;
 use respond::Style;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch as watch_channel};
 
 pub use auth::Peer;
 
@@ -74,7 +76,9 @@ struct Inner {
     metrics: Metrics,
     reads: Semaphore,
     writes: Semaphore,
-    certificate: serve::CurrentCertificate,
+    certificate: tls::CurrentCertificate,
+    /// What the server certificate names, now.
+    names: watch_channel::Sender<ServerNames>,
     shutdown: Mutex<Option<Shutdown>>,
 }
 
@@ -117,6 +121,8 @@ impl ApiServer {
     pub fn new(config: ApiServerConfig, registry: Arc<Registry>, pki: Pki, tunnels: Tunnels, clock: Clock) -> Self {
         registry.issue_tokens_with(pki.clone());
         let auth = Auth::new(registry.clone(), pki.clone(), clock.clone(), config.anonymous);
+        registry.authorize_with(auth.roles());
+        let names = watch_channel::Sender::new(config.names.clone());
         Self(Arc::new(Inner {
             config,
             registry,
@@ -127,7 +133,8 @@ impl ApiServer {
             metrics: Metrics::default(),
             reads: Semaphore::new(READS_LIMIT),
             writes: Semaphore::new(WRITES_LIMIT),
-            certificate: serve::CurrentCertificate::default(),
+            certificate: tls::CurrentCertificate::default(),
+            names,
             shutdown: Mutex::default(),
         }))
     }
@@ -150,6 +157,20 @@ impl ApiServer {
 
     pub(crate) fn auth(&self) -> &Auth {
         &self.0.auth
+    }
+
+    /// What the server certificate names now.
+    pub fn names(&self) -> ServerNames {
+        self.0.names.borrow().clone()
+    }
+
+    /// Names and addresses of this machine as they are now; a certificate for them is issued if they have changed.
+    pub fn set_names(&self, extra: Vec<String>) {
+        self.0.names.send_if_modified(|names| {
+            let changed = names.extra != extra;
+            names.extra = extra;
+            changed
+        });
     }
 
     pub(crate) fn is_ending(&self) -> bool {
@@ -198,6 +219,9 @@ impl ApiServer {
         }
         if path == "/edgelet/v1/cluster" {
             return Ok(pretty_json(&self.0.config.cluster));
+        }
+        if let Some(answer) = self.answer_trust(&call, &path).await? {
+            return Ok(answer);
         }
         if path.starts_with("/edgelet/") {
             return self.trace(&call, &path).await;

@@ -25,6 +25,8 @@ pub struct RequestInfo {
     pub in_namespace: bool,
     /// Segments after the subresource: the path of a proxy request.
     pub rest: Vec<String>,
+    /// Of a list, watch or deletion of a collection.
+    pub field_selector: String,
     /// `/watch/` in the path: a watch, whatever the query says.
     pub legacy_watch: bool,
 }
@@ -88,11 +90,9 @@ impl RequestInfo {
             self.verb = "deletecollection";
         }
         // A list of one named object is authorized as that object.
-        if self.name.is_empty()
-            && matches!(self.verb, "list" | "watch" | "deletecollection")
-            && let Some(name) = named_by_field(query.get("fieldSelector").unwrap_or_default())
-        {
-            self.name = name;
+        if self.name.is_empty() && matches!(self.verb, "list" | "watch" | "deletecollection") {
+            self.field_selector = query.text("fieldSelector");
+            self.name = named_by_field(&self.field_selector).unwrap_or_default();
         }
     }
 

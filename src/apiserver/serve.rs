@@ -1,18 +1,16 @@
 //! Sockets, TLS and connections: bounded in number, in size and in how long they may dawdle.
 
+use super::tls::{self, ClientVerifier};
 use super::{ApiServer, Peer, auth};
-use crate::clock::Clock;
+use crate::api::status::Status;
 use crate::pki::PkiError;
-use crate::pki::certificate::Credentials;
+use crate::pki::certificate::validity;
 use crate::supervise::Shutdown;
-use arc_swap::ArcSwapOption;
 use axum::body::Body;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier};
-use rustls::sign::CertifiedKey;
-use rustls_pki_types::UnixTime;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
@@ -37,27 +35,6 @@ const CONNECTION_WINDOW_BYTES: u32 = 256 << 10;
 const RETRY_DELAY: Duration = Duration::from_secs(1);
 const RENEWAL_RETRY_DELAY: Duration = Duration::from_secs(3600);
 
-/// The certificate that new connections are answered with.
-#[derive(Clone, Debug, Default)]
-pub(super) struct CurrentCertificate(Arc<ArcSwapOption<CertifiedKey>>);
-
-impl ResolvesServerCert for CurrentCertificate {
-    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        self.0.load_full()
-    }
-}
-
-/// rustls asks our clock, so that simulated time holds for certificates too.
-#[derive(Debug)]
-struct ClockTime(Clock);
-
-impl rustls::time_provider::TimeProvider for ClockTime {
-    fn current_time(&self) -> Option<UnixTime> {
-        let seconds = u64::try_from(self.0.now().as_second()).ok()?;
-        Some(UnixTime::since_unix_epoch(Duration::from_secs(seconds)))
-    }
-}
-
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
     #[error("set up TLS")]
@@ -72,8 +49,11 @@ impl ApiServer {
     /// Answers on these sockets until shutdown; long answers end then, short ones may finish.
     pub async fn serve(self, listeners: Vec<TcpListener>, shutdown: Shutdown) -> Result<(), ServeError> {
         *self.0.shutdown.lock().expect("no panic while the signal is locked") = Some(shutdown.clone());
+        let (mut names, mut authorities) = (self.0.names.subscribe(), self.pki().changes());
         let mut renew_at = self.issue_certificate().await?;
-        let acceptor = TlsAcceptor::from(Arc::new(self.tls_config()?));
+        let clients = Arc::new(ClientVerifier::new(self.pki())?);
+        let config = tls::server_config(clients.clone(), self.0.certificate.clone(), self.clock())?;
+        let acceptor = TlsAcceptor::from(Arc::new(config));
         let slots = Arc::new(Semaphore::new(CONNECTIONS_LIMIT));
         let mut accepting = JoinSet::new();
         for listener in listeners {
@@ -84,8 +64,12 @@ impl ApiServer {
             let wait = Duration::try_from(renew_at - self.clock().now()).unwrap_or(RETRY_DELAY);
             tokio::select! {
                 () = shutdown.requested() => break,
-                () = self.clock().sleep(wait) => renew_at = self.renew_certificate().await,
+                () = self.clock().sleep(wait) => {}
+                // Neither sender goes before the server.
+                _ = names.changed() => {}
+                _ = authorities.changed() => clients.follow(&self.pki().trust())?,
             }
+            renew_at = self.renew_certificate().await;
         }
         while accepting.join_next().await.is_some() {}
         Ok(())
@@ -93,11 +77,24 @@ impl ApiServer {
 
     /// Issues a certificate that fits the names and uses it from now on; when to come back.
     async fn issue_certificate(&self) -> Result<jiff::Timestamp, ServeError> {
-        let (pki, names) = (self.pki().clone(), self.0.config.names.clone());
+        let (pki, names) = (self.pki().clone(), self.names());
         let issued = tokio::task::spawn_blocking(move || pki.server_credentials(&names)).await;
         let credentials = issued.expect("issuing does not panic")?;
-        self.0.certificate.0.store(Some(Arc::new(certified(&credentials)?)));
+        self.0.certificate.set(&credentials, &self.pki().trust())?;
         Ok(credentials.renew_at())
+    }
+
+    /// A new server certificate now, whatever is left of the old one.
+    pub(super) async fn reissue(&self) -> Result<(), Status> {
+        let pki = self.pki().clone();
+        let forgotten = tokio::task::spawn_blocking(move || pki.forget_server_credentials()).await;
+        forgotten.map_err(Status::internal)?.map_err(Status::internal)?;
+        self.issue_certificate().await.map(drop).map_err(Status::internal)
+    }
+
+    /// When the certificate that connections are answered with ends.
+    pub(super) fn server_certificate_ends(&self) -> Option<jiff::Timestamp> {
+        self.0.certificate.leaf().and_then(|leaf| validity(&leaf)).map(|(_, to)| to)
     }
 
     async fn renew_certificate(&self) -> jiff::Timestamp {
@@ -109,31 +106,6 @@ impl ApiServer {
             }
         }
     }
-
-    fn tls_config(&self) -> Result<rustls::ServerConfig, ServeError> {
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let mut roots = rustls::RootCertStore::empty();
-        roots.add(self.pki().trust().current.der().clone())?;
-        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
-            .allow_unauthenticated()
-            .build()?;
-        let mut config =
-            rustls::ServerConfig::builder_with_details(provider, Arc::new(ClockTime(self.clock().clone())))
-                .with_safe_default_protocol_versions()?
-                .with_client_cert_verifier(verifier)
-                .with_cert_resolver(Arc::new(self.0.certificate.clone()));
-        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        // kubectl resumes no session; kept ones would only cost memory.
-        config.session_storage = Arc::new(NoServerSessionStorage {});
-        config.send_tls13_tickets = 0;
-        Ok(config)
-    }
-}
-
-fn certified(credentials: &Credentials) -> Result<CertifiedKey, ServeError> {
-    let (certificate, key) = credentials.der()?;
-    let key = rustls::crypto::ring::sign::any_supported_type(&key)?;
-    Ok(CertifiedKey::new(vec![certificate], key))
 }
 
 async fn accept_all(
@@ -152,8 +124,8 @@ async fn accept_all(
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((stream, _)) => {
-                let connection = connection(server.clone(), stream, acceptor.clone(), shutdown.clone());
+            Ok((stream, from)) => {
+                let connection = connection(server.clone(), stream, from, acceptor.clone(), shutdown.clone());
                 connections.spawn(async move {
                     connection.await;
                     drop(slot);
@@ -170,11 +142,14 @@ async fn accept_all(
     let _ = tokio::time::timeout(DRAIN_TIMEOUT, drained).await;
 }
 
-async fn connection(server: ApiServer, stream: TcpStream, acceptor: TlsAcceptor, shutdown: Shutdown) {
+async fn connection(server: ApiServer, stream: TcpStream, from: SocketAddr, acceptor: TlsAcceptor, shutdown: Shutdown) {
     tune(&stream);
-    // Scanners and clients that do not trust us end here; it is their log that should say so.
-    let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await else { return };
-    let peer = auth::Peer::from_certificates(stream.get_ref().1.peer_certificates());
+    let stream = match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => return refused(&server, from, &error),
+        Err(_) => return tracing::debug!(%from, limit_s = HANDSHAKE_TIMEOUT.as_secs(), "handshake too slow"),
+    };
+    let peer = auth::Peer::from_certificates(stream.get_ref().1.peer_certificates(), &server.pki().trust());
     let router = server.router();
     let service = hyper::service::service_fn(move |mut request: hyper::Request<Incoming>| {
         request.extensions_mut().insert::<Peer>(peer.clone());
@@ -191,6 +166,14 @@ async fn connection(server: ApiServer, stream: TcpStream, acceptor: TlsAcceptor,
     };
     if let Err(error) = ended {
         tracing::debug!(error, "connection ended");
+    }
+}
+
+/// Scanners and clients that do not trust us end here too; it is their log that should say so.
+fn refused(server: &ApiServer, from: SocketAddr, error: &std::io::Error) {
+    match tls::certificate_fault(error) {
+        Some(fault) => server.auth().refusals().log("client certificate", &from.to_string(), &fault),
+        None => tracing::debug!(%from, %error, "handshake failed"),
     }
 }
 

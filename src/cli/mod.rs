@@ -2,6 +2,7 @@
 //! Errors are printed here, once, with their causes.
 
 mod apply;
+mod certificate;
 mod check;
 mod connect;
 mod delete;
@@ -15,6 +16,7 @@ mod logs;
 mod manifest;
 mod node;
 mod server;
+mod token;
 mod trace;
 mod version;
 mod web;
@@ -43,6 +45,10 @@ enum Command {
     Join(join::Arguments),
     /// Run this machine's node, once it has joined
     Node(node::Arguments),
+    /// Make, list and revoke the tokens that boards join with
+    Token(token::Arguments),
+    /// Show and rotate certificates and the authority
+    Certificate(certificate::Arguments),
     /// Run everything in the foreground with a demo, and leave nothing behind
     Demo(demo::Arguments),
     /// Create or change the objects of a manifest
@@ -80,6 +86,8 @@ pub fn main() -> ExitCode {
         Command::Server(arguments) => server::run(arguments),
         Command::Join(arguments) => join::run(arguments),
         Command::Node(arguments) => node::run(arguments),
+        Command::Token(arguments) => block_on(token::run(arguments)),
+        Command::Certificate(arguments) => block_on(certificate::run(arguments)),
         Command::Demo(arguments) => demo::run(arguments),
         Command::Apply(arguments) => block_on(apply::run(arguments)),
         Command::Get(arguments) => block_on(get::run(arguments)),

@@ -1,6 +1,7 @@
 //! The controllers: each observes through informers, plans purely and applies through the client.
 //! `run_all` is their list. They meet only through objects.
 
+mod certificates;
 mod daemonset;
 mod deployment;
 mod endpoints;
@@ -22,6 +23,7 @@ use crate::api::view::meta::Condition;
 use crate::client::{Client, EventRecorder, Informers};
 use crate::clock::Clock;
 use crate::network::ipam::Cidr;
+use crate::pki::Pki;
 use crate::supervise::Tree;
 use jiff::Timestamp;
 use runner::{Reconcile, Source};
@@ -42,12 +44,47 @@ pub struct ControllerConfig {
     pub cluster_cidr: Cidr,
     /// Prefix length of a node's part.
     pub node_cidr_mask: u8,
+    /// What certificates are signed with; without it no certificate can be asked for.
+    pub pki: Option<Pki>,
 }
 
 impl ControllerConfig {
     pub fn new(kinds: Kinds, ca_pem: String) -> Self {
         let cluster_cidr = "10.42.0.0/16".parse().expect("a constant");
-        Self { kinds, ca_pem, node_grace_s: 40, cluster_cidr, node_cidr_mask: 24 }
+        Self { kinds, ca_pem, node_grace_s: 40, cluster_cidr, node_cidr_mask: 24, pki: None }
+    }
+}
+
+/// The authorities that pods are to trust, as they are now.
+#[derive(Clone)]
+enum Authorities {
+    Fixed(String),
+    Followed(Pki),
+}
+
+impl Authorities {
+    fn pem(&self) -> String {
+        match self {
+            Self::Fixed(pem) => pem.clone(),
+            Self::Followed(pki) => pki.ca_pem(),
+        }
+    }
+
+    /// Marked when they change.
+    fn changes(&self) -> Option<tokio::sync::watch::Receiver<u64>> {
+        match self {
+            Self::Fixed(_) => None,
+            Self::Followed(pki) => Some(pki.changes()),
+        }
+    }
+}
+
+impl ControllerConfig {
+    fn authorities(&self) -> Authorities {
+        match &self.pki {
+            Some(pki) => Authorities::Followed(pki.clone()),
+            None => Authorities::Fixed(self.ca_pem.clone()),
+        }
     }
 }
 
@@ -74,7 +111,7 @@ const WORKERS: usize = 4;
 pub fn run_all(config: &ControllerConfig, client: Client, informers: Informers, clock: Clock, tree: &mut Tree) {
     let tools = Tools { client, informers, clock };
     start(tree, "namespace", namespace::Controller::new(&tools, &config.kinds));
-    start(tree, "service account", service_account::Controller::new(&tools, &config.ca_pem));
+    start(tree, "service account", service_account::Controller::new(&tools, config.authorities()));
     start(tree, "deployment", deployment::Controller::new(&tools));
     start(tree, "daemonset", daemonset::Controller::new(&tools));
     start(tree, "replicaset", replicaset::Controller::new(&tools));
@@ -82,6 +119,10 @@ pub fn run_all(config: &ControllerConfig, client: Client, informers: Informers, 
     start(tree, "endpoints", endpoints::legacy::Controller::new(&tools));
     start(tree, "node lifecycle", node::Controller::new(&tools, config.node_grace_s));
     start(tree, "node ipam", node_ipam::Controller::new(&tools, config.cluster_cidr, config.node_cidr_mask));
+    start(tree, "token cleaner", certificates::tokens::Controller::new(&tools));
+    if let Some(pki) = &config.pki {
+        start(tree, "certificate requests", certificates::Controller::new(&tools, pki));
+    }
     let garbage = garbage::run(tools.clone(), config.kinds.clone(), tree.shutdown());
     tree.spawn("garbage collector", garbage);
 }

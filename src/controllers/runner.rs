@@ -10,7 +10,7 @@ use futures_util::future::BoxFuture;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 /// What a controller does with a key: observe, plan, apply. It may ask to be called again later.
@@ -27,6 +27,8 @@ pub enum Source {
     Changes(Informer, Box<Keys>),
     /// Keys as the controller itself asks for them.
     Asked(mpsc::Receiver<String>),
+    /// All objects of an informer, whenever something outside the API is marked that concerns them.
+    Woken(Informer, watch::Receiver<u64>),
 }
 
 impl Source {
@@ -81,6 +83,13 @@ async fn feed(source: Source, queue: WorkQueue) {
         Source::Asked(mut asked) => {
             while let Some(key) = asked.recv().await {
                 queue.add(&key);
+            }
+        }
+        Source::Woken(informer, mut mark) => {
+            while mark.changed().await.is_ok() {
+                let items = informer.list();
+                let identities = items.iter().filter_map(|item| item.identity().ok());
+                identities.for_each(|identity| queue.add(&identity.key()));
             }
         }
     }

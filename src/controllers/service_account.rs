@@ -1,7 +1,7 @@
 //! What every namespace holds: the ServiceAccount `default` and the ConfigMap `kube-root-ca.crt`.
 
-use super::Tools;
 use super::runner::{Reconcile, Source};
+use super::{Authorities, Tools};
 use crate::api::status::Result;
 use crate::api::view::node::Namespace;
 use crate::client::PatchType;
@@ -17,7 +17,7 @@ const ROOT_CA: &str = "kube-root-ca.crt";
 
 pub struct Controller {
     tools: Tools,
-    ca_pem: String,
+    authorities: Authorities,
     namespaces: Informer,
     accounts: Informer,
     /// Only the ConfigMaps of this name.
@@ -25,7 +25,7 @@ pub struct Controller {
 }
 
 impl Controller {
-    pub fn new(tools: &Tools, ca_pem: &str) -> (Arc<Self>, Vec<Source>) {
+    pub fn new(tools: &Tools, authorities: Authorities) -> (Arc<Self>, Vec<Source>) {
         let named = |name: &str| Scope { field_selector: format!("metadata.name={name}"), ..Scope::default() };
         let namespaces = tools.informers.all(NAMESPACES);
         let accounts = tools.informers.get(SERVICEACCOUNTS, named(ACCOUNT));
@@ -34,12 +34,13 @@ impl Controller {
             let (namespace, _) = change.key.split_once('/').unwrap_or_default();
             vec![format!("/{namespace}")]
         };
-        let sources = vec![
+        let mut sources = vec![
             Source::own(&namespaces),
             Source::new(&accounts, of_namespace),
             Source::new(&certificates, of_namespace),
         ];
-        let controller = Self { tools: tools.clone(), ca_pem: ca_pem.to_owned(), namespaces, accounts, certificates };
+        sources.extend(authorities.changes().map(|mark| Source::Woken(namespaces.clone(), mark)));
+        let controller = Self { tools: tools.clone(), authorities, namespaces, accounts, certificates };
         (Arc::new(controller), sources)
     }
 
@@ -54,7 +55,7 @@ impl Controller {
             let account = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": ACCOUNT}});
             self.create(SERVICEACCOUNTS, name, account).await?;
         }
-        let data = json!({"ca.crt": self.ca_pem});
+        let data = json!({"ca.crt": self.authorities.pem()});
         match self.certificates.get(name, ROOT_CA).map(|item| item.object()).transpose()? {
             None => {
                 let object =

@@ -79,6 +79,14 @@ impl Authority {
         self.issuer.key().sign(message).map_err(failed("sign"))
     }
 
+    /// Whether it has signed this certificate.
+    pub fn has_signed(&self, certificate: &CertificateDer) -> bool {
+        let Ok((_, certificate)) = X509Certificate::from_der(certificate) else { return false };
+        let Ok((_, own)) = X509Certificate::from_der(&self.der) else { return false };
+        certificate.issuer().as_raw() == own.subject().as_raw()
+            && certificate.verify_signature(Some(own.public_key())).is_ok()
+    }
+
     /// A certificate of `other`'s key and name by this authority: who trusts this one can then trust that one.
     pub fn cross_sign(&self, other: &Self, now: Timestamp) -> Result<String, PkiError> {
         let what = "cross-sign the new authority";

@@ -3,12 +3,14 @@
 //! Calls block on small files: open it before the loops start, re-issue from `spawn_blocking`.
 
 pub mod authority;
+pub mod bootstrap;
 pub mod certificate;
 mod der;
 pub mod files;
 pub mod join_token;
 pub mod kubeconfig;
 pub mod node_identity;
+pub mod node_key;
 pub mod request;
 pub mod time;
 pub mod token;
@@ -165,6 +167,11 @@ impl Pki {
     pub fn server_credentials(&self, names: &ServerNames) -> Result<Credentials, PkiError> {
         let request = certificate::Request::server(names.subject_names());
         self.kept_or_issued("server", &request)
+    }
+
+    /// The next server certificate is a new one.
+    pub fn forget_server_credentials(&self) -> Result<(), PkiError> {
+        files::remove(&self.inner.dir.join("server.crt"))
     }
 
     /// A client certificate kept under `file` (`admin`): user and group become CN and O.

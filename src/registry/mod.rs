@@ -32,6 +32,7 @@ use crate::clock::Clock;
 use crate::pki::Pki;
 use crate::store::{Entry, Store, StoreError};
 use crate::telemetry::Trace;
+use futures_util::future::BoxFuture;
 use std::net::Ipv4Addr;
 use std::sync::{Arc, OnceLock};
 
@@ -52,6 +53,20 @@ impl User {
     pub fn system(component: &str) -> Self {
         Self { name: format!("system:{component}"), groups: vec!["system:masters".into()], ..Self::default() }
     }
+}
+
+/// A right that admission asks for besides that to write the object.
+#[derive(Clone, Copy, Debug)]
+pub struct Permission<'a> {
+    pub verb: &'a str,
+    pub group: &'a str,
+    pub resource: &'a str,
+    pub name: &'a str,
+}
+
+/// Says who may what; the API server's.
+pub trait Authorizer: Send + Sync {
+    fn may<'a>(&'a self, user: &'a User, permission: &'a Permission<'a>) -> BoxFuture<'a, bool>;
 }
 
 /// The circumstances of one request.
@@ -187,6 +202,8 @@ pub struct Registry {
     events: events::Expiry,
     /// Set once; without it no tokens can be asked for.
     token_issuer: OnceLock<Pki>,
+    /// Set once; without it only masters have rights.
+    authorizer: OnceLock<Arc<dyn Authorizer>>,
 }
 
 impl Registry {
@@ -200,6 +217,23 @@ impl Registry {
             services: tokio::sync::Mutex::default(),
             events: events::Expiry::default(),
             token_issuer: OnceLock::new(),
+            authorizer: OnceLock::new(),
+        }
+    }
+
+    /// Admission can ask for rights once it is known who gives them.
+    pub fn authorize_with(&self, authorizer: Arc<dyn Authorizer>) {
+        // The first one stays: one process has one cluster.
+        let _ = self.authorizer.set(authorizer);
+    }
+
+    async fn may(&self, user: &User, permission: &Permission<'_>) -> bool {
+        if user.groups.iter().any(|group| group == "system:masters") {
+            return true;
+        }
+        match self.authorizer.get() {
+            Some(authorizer) => authorizer.may(user, permission).await,
+            None => false,
         }
     }
 

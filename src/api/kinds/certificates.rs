@@ -1,7 +1,8 @@
 //! Rows of certificates.k8s.io/v1.
 
+mod request;
+
 use super::Kind;
-use super::policy;
 use super::print;
 use super::row::{GET_PATCH_UPDATE, Row, fields, names, subresources, texts};
 
@@ -19,7 +20,7 @@ pub(super) static CERTIFICATE_SIGNING_REQUEST: Kind = Row {
     ],
     fields: fields!["spec.signerName" text ["spec" "signerName"];],
     printer: print::CERTIFICATE_SIGNING_REQUEST,
-    strategy: &policy::StatusStrategy { generation: false },
+    strategy: &request::RequestStrategy,
     ..Row::cluster(kind!("CertificateSigningRequest" "certificatesigningrequests" "certificatesigningrequest"))
 }
 .build();

@@ -1,7 +1,9 @@
 //! Credentials to a user: the certificate of the connection, else a bearer token, else anonymous.
 
-use super::{ANONYMOUS, AUTHENTICATED, Auth, CREDENTIAL_ID, Peer, UNAUTHENTICATED};
+use super::{ANONYMOUS, AUTHENTICATED, Auth, CREDENTIAL_ID, Peer, PeerCertificate, UNAUTHENTICATED};
 use crate::api::status::{Result, Status};
+use crate::pki::join_token;
+use crate::pki::node_key::{self, NodeKey};
 use crate::pki::token::{self, Claims, Reference, TokenError};
 use crate::registry::User;
 use base64::Engine;
@@ -59,14 +61,62 @@ impl Auth {
         if let Some(user) = &peer.user {
             return Ok((**user).clone());
         }
+        if let Some(certificate) = &peer.certificate {
+            return self.user_of_certificate(certificate).await;
+        }
         if let Some(token) = token {
-            let audiences = [self.pki.token_key().issuer()];
-            return self.user_of_token(&token, &audiences).await.map_err(|_| Status::unauthorized());
+            return self.user_of_bearer(&token).await;
         }
         if !self.anonymous {
             return Err(Status::unauthorized());
         }
         Ok(User { name: ANONYMOUS.into(), groups: vec![UNAUTHENTICATED.into()], ..User::default() })
+    }
+
+    async fn user_of_bearer(&self, token: &str) -> Result<User> {
+        let refused = |who: &str, why: &dyn std::fmt::Display| {
+            self.refusals.log("bearer token", who, why);
+            Status::unauthorized()
+        };
+        if let Some((id, secret)) = join_token::split_bearer(token) {
+            return self.user_of_bootstrap_token(id, secret).await.map_err(|why| refused(id, &why));
+        }
+        let audiences = [self.pki.token_key().issuer()];
+        self.user_of_token(token, &audiences).await.map_err(|why| refused("", &why))
+    }
+
+    /// Who a client certificate stands for now: connections live longer than certificates and authorities.
+    async fn user_of_certificate(&self, certificate: &PeerCertificate) -> Result<User> {
+        let PeerCertificate { user, .. } = certificate;
+        let refused = |why: &str| {
+            self.refusals.log("client certificate", &user.name, &why);
+            Err(Status::unauthorized())
+        };
+        let node = node_key::node_of_user(&user.name).filter(|_| is_in(user, node_key::NODES_GROUP));
+        if let Some(node) = node
+            && !self.is_key_of_node(node, &certificate.key_hash).await
+        {
+            return refused("not the key on record for this node: it was forgotten, or joined again with another key");
+        }
+        let now = self.clock.now();
+        let counts = self.pki.trust().trusted().any(|authority| *authority.key_hash() == certificate.authority);
+        if counts && certificate.not_before <= now && now <= certificate.not_after {
+            return Ok(user.clone());
+        }
+        match node {
+            // Its key is proven and on record: it may ask for a certificate of today.
+            Some(node) => {
+                let groups = vec![node_key::EXPIRED_GROUP.to_owned(), AUTHENTICATED.to_owned()];
+                Ok(User { name: node_key::expired_user(node), groups, extra: user.extra.clone(), ..User::default() })
+            }
+            None if counts => refused("certificate has expired or is not yet valid"),
+            None => refused("certificate is of an authority that has been replaced"),
+        }
+    }
+
+    async fn is_key_of_node(&self, node: &str, hash: &[u8; 32]) -> bool {
+        let record = self.object("", "secrets", node_key::NAMESPACE, &node_key::secret_name(node)).await;
+        record.is_some_and(|record| NodeKey::of(&record).is(hash))
     }
 
     /// The user of a token that is good for one of `audiences` and whose objects live.
@@ -124,6 +174,10 @@ fn user_of(claims: &Claims) -> User {
     let groups = service_account_groups(&bound.namespace);
     let groups = groups.into_iter().chain([AUTHENTICATED.to_owned()]).collect();
     User { name: claims.sub.clone(), uid: bound.serviceaccount.uid.clone(), groups, extra }
+}
+
+fn is_in(user: &User, group: &str) -> bool {
+    user.groups.iter().any(|one| one == group)
 }
 
 pub fn service_account_groups(namespace: &str) -> [String; 2] {

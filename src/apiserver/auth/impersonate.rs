@@ -65,7 +65,7 @@ impl Need {
             subresource: &self.subresource,
             namespace: &self.namespace,
             name: &self.name,
-            path: "",
+            ..Attributes::default()
         }
     }
 }

@@ -4,19 +4,26 @@
 mod authenticate;
 pub mod escalation;
 mod impersonate;
+mod joining;
+mod node;
 pub mod rbac;
+mod refusals;
 pub mod reviews;
 
 use super::request_info::RequestInfo;
 use crate::api::status::{Result, Status, Subject};
 use crate::clock::Clock;
 use crate::pki::Pki;
+use crate::pki::certificate::{key_hash, validity};
+use crate::pki::trust::Trust;
 use crate::registry::{Registry, User};
 use authenticate::TokenCache;
+use jiff::Timestamp;
+use node::NodeAuthorizer;
 use rbac::{Access, Attributes, Rbac};
+use refusals::Refusals;
 use rustls_pki_types::CertificateDer;
 use sha2::{Digest, Sha256};
-use std::fmt::Write;
 use std::sync::Arc;
 
 pub const MASTERS: &str = "system:masters";
@@ -29,27 +36,46 @@ pub const CREDENTIAL_ID: &str = "authentication.kubernetes.io/credential-id";
 #[derive(Clone, Debug, Default)]
 pub struct Peer {
     user: Option<Arc<User>>,
+    certificate: Option<Arc<PeerCertificate>>,
+}
+
+/// A client certificate, as TLS has verified it but for its dates.
+#[derive(Debug)]
+struct PeerCertificate {
+    user: User,
+    not_before: Timestamp,
+    not_after: Timestamp,
+    /// The hashes of its own key and of the key that signed it.
+    key_hash: [u8; 32],
+    authority: [u8; 32],
 }
 
 impl Peer {
     /// `certificates`: as verified by TLS, the client's own first.
-    pub fn from_certificates(certificates: Option<&[CertificateDer]>) -> Self {
-        let user = certificates.and_then(<[_]>::first).and_then(user_of_certificate);
-        Self { user: user.map(Arc::new) }
+    pub fn from_certificates(certificates: Option<&[CertificateDer]>, trust: &Trust) -> Self {
+        let certificate = certificates.and_then(<[_]>::first).and_then(|first| PeerCertificate::of(first, trust));
+        Self { user: None, certificate: certificate.map(Arc::new) }
     }
 
     /// A connection of this user, for callers in the same process.
     pub fn of(user: User) -> Self {
-        Self { user: Some(Arc::new(user)) }
+        Self { user: Some(Arc::new(user)), certificate: None }
+    }
+}
+
+impl PeerCertificate {
+    fn of(certificate: &CertificateDer, trust: &Trust) -> Option<Self> {
+        let (not_before, not_after) = validity(certificate)?;
+        let authority = trust.all().find(|authority| authority.has_signed(certificate))?;
+        let user = user_of_certificate(certificate)?;
+        let (key_hash, authority) = (key_hash(certificate)?, *authority.key_hash());
+        Some(Self { user, not_before, not_after, key_hash, authority })
     }
 }
 
 fn user_of_certificate(certificate: &CertificateDer) -> Option<User> {
     let (name, mut groups) = crate::pki::certificate::identity(certificate)?;
-    let digest = Sha256::digest(certificate).iter().fold(String::new(), |mut text, byte| {
-        write!(text, "{byte:02x}").expect("a String takes every write");
-        text
-    });
+    let digest = crate::pki::hex(&Sha256::digest(certificate));
     groups.push(AUTHENTICATED.into());
     let extra = vec![(CREDENTIAL_ID.to_owned(), vec![format!("X509SHA256={digest}")])];
     (!name.is_empty()).then_some(User { name, groups, extra, ..User::default() })
@@ -62,13 +88,26 @@ pub struct Auth {
     clock: Clock,
     anonymous: bool,
     tokens: TokenCache,
-    rbac: Rbac,
+    rbac: Arc<Rbac>,
+    nodes: NodeAuthorizer,
+    refusals: Refusals,
 }
 
 impl Auth {
     pub fn new(registry: Arc<Registry>, pki: Pki, clock: Clock, anonymous: bool) -> Self {
-        let rbac = Rbac::new(registry.store.clone());
-        Self { registry, pki, clock, anonymous, tokens: TokenCache::default(), rbac }
+        let rbac = Arc::new(Rbac::new(registry.store.clone()));
+        let nodes = NodeAuthorizer::new(registry.store.clone());
+        let refusals = Refusals::new(clock.clone());
+        Self { registry, pki, clock, anonymous, tokens: TokenCache::default(), rbac, nodes, refusals }
+    }
+
+    /// The roles alone, for questions of admission.
+    pub fn roles(&self) -> Arc<Rbac> {
+        self.rbac.clone()
+    }
+
+    pub(super) fn refusals(&self) -> &Refusals {
+        &self.refusals
     }
 
     /// Whether `user` may do this.
@@ -76,7 +115,21 @@ impl Auth {
         if user.groups.iter().any(|group| group == MASTERS) {
             return Access::allowed();
         }
-        self.rbac.access(user, attributes).await
+        if let Some(access) = self.joining(user, attributes).await {
+            return access;
+        }
+        let Some(node) = node::node_of(user) else { return self.rbac.access(user, attributes).await };
+        let access = self.nodes.access(node, attributes, &self.rbac).await;
+        // What a node may not as a node it may still as anybody.
+        if access.allowed || !self.rbac.access(user, attributes).await.allowed {
+            if !access.allowed {
+                let Attributes { verb, resource, namespace, name, .. } = *attributes;
+                let what = format!("{verb} {resource} {namespace}/{name}: {}", access.reason);
+                self.refusals.log("node", node, &what);
+            }
+            return access;
+        }
+        Access::allowed()
     }
 
     pub async fn rules_of(&self, user: &User, namespace: &str) -> rbac::RuleList {
@@ -129,6 +182,7 @@ impl RequestInfo {
             namespace: &self.namespace,
             name: &self.name,
             path: &self.path,
+            field_selector: &self.field_selector,
         }
     }
 }

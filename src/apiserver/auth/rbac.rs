@@ -2,9 +2,10 @@
 //! reading what has changed since the last one, so no task runs and no answer is older than its question.
 
 use crate::api::object::ObjectExt;
-use crate::registry::User;
+use crate::registry::{Permission, User};
 use crate::store::{Entry, Event, Store, StoreError, Watch};
 use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -29,6 +30,8 @@ pub struct Attributes<'a> {
     pub name: &'a str,
     /// When it is no resource.
     pub path: &'a str,
+    /// Of a list or watch.
+    pub field_selector: &'a str,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -407,6 +410,23 @@ impl Rbac {
         list
     }
 
+    /// Whether a ClusterRole allows this, whoever it is bound to.
+    pub async fn role_allows(&self, name: &str, attributes: &Attributes<'_>) -> bool {
+        let role_ref = RoleRef { kind: "ClusterRole".into(), name: name.into() };
+        let binding = Binding { role_ref, subjects: Box::default() };
+        let asked = self.with_index(|index| {
+            let mut allowed = false;
+            index.visit_role(&binding, "", "", &mut |visited| {
+                if let Visited::Rules { rules, .. } = visited {
+                    allowed |= rules.iter().any(|rule| rule.allows(attributes));
+                }
+                !allowed
+            });
+            allowed
+        });
+        asked.await.unwrap_or(false)
+    }
+
     async fn with_index<T>(&self, ask: impl FnOnce(&Index) -> T) -> Result<T, StoreError> {
         let mut state = self.state.lock().await;
         let current = state.as_mut().is_some_and(State::catch_up);
@@ -414,6 +434,14 @@ impl Rbac {
             *state = Some(State::load(&*self.store).await?);
         }
         Ok(ask(&state.as_ref().expect("loaded just now").index))
+    }
+}
+
+impl crate::registry::Authorizer for Rbac {
+    fn may<'a>(&'a self, user: &'a User, permission: &'a Permission<'a>) -> BoxFuture<'a, bool> {
+        let Permission { verb, group, resource, name } = *permission;
+        let attributes = Attributes { is_resource: true, verb, group, resource, name, ..Attributes::default() };
+        async move { self.access(user, &attributes).await.allowed }.boxed()
     }
 }
 

@@ -102,7 +102,7 @@ async fn access_review(
             subresource: resource.str_at(&["subresource"]),
             namespace: resource.str_at(&["namespace"]),
             name: resource.str_at(&["name"]),
-            path: "",
+            ..Attributes::default()
         },
         (None, Some(path)) => {
             Attributes { verb: path.str_at(&["verb"]), path: path.str_at(&["path"]), ..Attributes::default() }

@@ -1,6 +1,7 @@
 //! Admission: what the cluster, not the kind, has to say about a write. One ordered list, a file per plugin.
 //! All plugins may change the object first; then all may refuse it.
 
+mod certificates;
 mod default_toleration_seconds;
 mod namespace_lifecycle;
 mod priority;
@@ -86,6 +87,10 @@ pub static PLUGINS: &[&dyn Plugin] = &[
     &taint_nodes::TaintNodesByCondition,
     &priority::Priority,
     &default_toleration_seconds::DefaultTolerationSeconds,
+    &certificates::CertificateRequester,
+    &certificates::CertificateApproval,
+    &certificates::CertificateSigning,
+    &certificates::CertificateSubjectRestriction,
 ];
 
 impl Registry {

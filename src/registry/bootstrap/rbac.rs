@@ -138,7 +138,7 @@ mod tests {
         let count = |kind: &str| objects.iter().filter(|one| one.kind == kind).count();
         assert_eq!(
             [count("ClusterRole"), count("ClusterRoleBinding"), count("Role"), count("RoleBinding")],
-            [70, 51, 7, 7]
+            [71, 52, 7, 7]
         );
     }
 
