@@ -2,6 +2,7 @@
 //! Keys are k3s' where k3s has one, so that a config file can be carried over.
 
 use crate::network::ipam::Cidr;
+use crate::peers::Mode;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
@@ -51,6 +52,9 @@ pub struct Typed {
     /// Addresses of all pods [default: 10.42.0.0/16]
     #[arg(long, value_name = "CIDR")]
     pub cluster_cidr: Option<String>,
+    /// How pods of different nodes reach each other: auto, route or vxlan [default: auto]
+    #[arg(long, value_name = "MODE")]
+    pub pod_network: Option<String>,
     /// Addresses of all Services [default: 10.43.0.0/16]
     #[arg(long, value_name = "CIDR")]
     pub service_cidr: Option<String>,
@@ -88,6 +92,7 @@ pub struct Config {
     pub cluster_cidr: Cidr,
     /// This node's part of the cluster CIDR; `None` = what the server gives out.
     pub pod_cidr: Option<String>,
+    pub pod_network: Mode,
     pub service_cidr: Cidr,
     pub dns_ip: Ipv4Addr,
     pub cluster_domain: String,
@@ -179,6 +184,7 @@ impl Typed {
             node_label: both(self.node_label, file.node_label),
             pod_cidr: self.pod_cidr.or(file.pod_cidr),
             cluster_cidr: self.cluster_cidr.or(file.cluster_cidr),
+            pod_network: self.pod_network.or(file.pod_network),
             service_cidr: self.service_cidr.or(file.service_cidr),
             cluster_dns: self.cluster_dns.or(file.cluster_dns),
             cluster_domain: self.cluster_domain.or(file.cluster_domain),
@@ -239,6 +245,7 @@ impl Typed {
             node_labels: labels(&self.node_label)?,
             pod_cidr: pod_cidr(self.pod_cidr, &cluster_cidr)?,
             cluster_cidr,
+            pod_network: pod_network(self.pod_network)?,
             service_cidr,
             dns_ip,
             cluster_domain: self.cluster_domain.unwrap_or_else(|| "cluster.local".into()),
@@ -250,6 +257,10 @@ impl Typed {
             data_directory,
         })
     }
+}
+
+fn pod_network(typed: Option<String>) -> Result<Mode, ConfigError> {
+    typed.map_or(Ok(Mode::Auto), |text| text.parse().map_err(|why: String| value("pod-network", why)))
 }
 
 /// Part of the cluster CIDR.

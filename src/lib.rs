@@ -21,6 +21,7 @@
 //!  scheduler   controllers              kubelet → runtime (a shim per pod → libcontainer), image, network
 //!    binds       children, endpoints       └ status → back through the API
 //!                                       proxy, dns: read Services and EndpointSlices
+//!                                       peers: reads Nodes; routes and tunnels between the nodes' pods
 //! ```
 //!
 //! Deletion walks the same way back: graceful delete in the registry → the kubelet stops containers →
@@ -35,6 +36,7 @@
 //! * libcontainer never runs in this process: it clones, and this process has threads. The shim has one.
 //! * A shim outlives this process. Whatever it needs it holds; whatever it saw it has written down.
 //! * A replica never decides what is true: no pod is removed because a replica does not know it.
+//! * `peers` decides by packets that passed, never by what a subnet looks like; its routes outlive a restart.
 //! * `dns` and `proxy` never talk to the API server themselves; rules and names outlive a restart of it.
 //! * No `ip`, `nft`, `iptables` or `runc` is called. No name goes through getaddrinfo.
 //! * Time comes from `clock` alone, so that a test owns it.
@@ -70,6 +72,7 @@ pub mod client;
 pub mod controllers;
 pub mod dns;
 pub mod kubelet;
+pub mod peers;
 pub mod proxy;
 pub mod scheduler;
 

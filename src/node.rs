@@ -1,4 +1,4 @@
-//! Wires a node: network, runtime, kubelet, proxy, DNS; the same on the server's own board and on a joined one.
+//! Wires a node: network, runtime, kubelet, peers, proxy, DNS; the same on the server's own board and on a joined one.
 //! What it starts belongs to the caller's task tree; pods outlive it.
 
 pub mod joined;
@@ -16,6 +16,7 @@ use crate::kubelet::node_status::{self, Machine};
 use crate::kubelet::{Heartbeat, Kubelet, KubeletConfig, server as kubelet_server};
 use crate::network::resolve::Resolver;
 use crate::network::{Network, NetworkConfig};
+use crate::peers::{self, PeersConfig};
 use crate::proxy::{self, ProxyConfig};
 use crate::runtime::libcontainer::{LibcontainerRuntime, RuntimeConfig};
 use crate::supervise::Tree;
@@ -70,6 +71,9 @@ pub async fn start(config: &Config, link: NodeLink, tree: &mut Tree) -> anyhow::
     let runtime =
         LibcontainerRuntime::new(runtime_config, images, puller, network.clone(), clock.clone(), trace.clone()).await?;
 
+    let peering =
+        PeersConfig { mode: config.pod_network, ..PeersConfig::new(&config.node_name, network.clone(), run.clone()) };
+    tree.spawn("peers", peers::run(peering, informers.clone(), tree.shutdown()));
     let proxying = proxy::run(
         ProxyConfig { network: network.clone(), node_name: config.node_name.clone() },
         informers.clone(),

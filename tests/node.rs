@@ -18,6 +18,8 @@ mod fleet;
 mod network;
 #[path = "node/power.rs"]
 mod power;
+#[path = "node/peers.rs"]
+mod peers;
 #[path = "node/runtime.rs"]
 mod runtime;
 #[path = "node/services.rs"]

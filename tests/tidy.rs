@@ -33,6 +33,7 @@ const FLOORS: &[(&str, u32)] = &[
     ("kubelet", 5),
     ("proxy", 5),
     ("dns", 5),
+    ("peers", 5),
     ("server", 6),
     ("node", 6),
     ("config", 6),

@@ -8,13 +8,18 @@ use std::net::Ipv4Addr;
 use std::str::FromStr;
 
 /// An IPv4 network, `10.42.0.0/24`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Cidr {
     base: u32,
     prefix: u8,
 }
 
 impl Cidr {
+    /// Host bits are dropped; `prefix` is 1 to 32.
+    pub fn new(ip: Ipv4Addr, prefix: u8) -> Self {
+        Self { base: u32::from(ip) & mask(prefix), prefix }
+    }
+
     pub fn base(self) -> Ipv4Addr {
         Ipv4Addr::from(self.base)
     }
@@ -69,7 +74,7 @@ impl FromStr for Cidr {
         if prefix == 0 || prefix > 32 {
             return Err(invalid());
         }
-        Ok(Self { base: u32::from(ip) & mask(prefix), prefix })
+        Ok(Self::new(ip, prefix))
     }
 }
 

@@ -7,6 +7,7 @@ mod firewall;
 pub mod ipam;
 mod netlink;
 pub mod nftables;
+pub mod peers;
 pub mod plan;
 pub mod resolve;
 pub mod tables;
@@ -20,6 +21,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use tables::Tables;
@@ -66,6 +68,13 @@ pub enum Error {
     Rules(#[from] nftables::BatchError),
 }
 
+impl Error {
+    /// The kernel lacks what was asked for: a kind of link, a kind of rule.
+    pub fn is_unsupported(&self) -> bool {
+        matches!(self, Self::Kernel { source, .. } if source.raw_os_error() == Some(libc::EOPNOTSUPP))
+    }
+}
+
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// Addresses are written this long after they change: many pods, one write. A write that is lost is
@@ -87,6 +96,8 @@ struct Inner {
     tables: Tables,
     /// Prefix of the tables' names.
     table: String,
+    /// Bytes of an IP packet of a pod; 0 until it is known.
+    mtu: AtomicU32,
     state: Mutex<State>,
 }
 
@@ -120,7 +131,8 @@ impl Network {
             obstacles: Vec::new(),
         };
         let table = config.table;
-        Ok(Self(Arc::new(Inner { layout, tables, table, state: Mutex::new(state) })))
+        let mtu = AtomicU32::new(0);
+        Ok(Self(Arc::new(Inner { layout, tables, table, mtu, state: Mutex::new(state) })))
     }
 
     pub fn layout(&self) -> &Layout {
@@ -224,10 +236,22 @@ impl Network {
         let ip = self.state().ipam.attach(uid, wanted);
         let ip = ip.ok_or_else(|| Error::Exhausted(self.0.layout.pods.to_string()))?;
         let (layout, pod) = (self.0.layout.clone(), uid.to_owned());
-        netlink::run(move || async move { connect_pod(&layout, &pod, ip).await }).await?;
+        let mtu = self.pod_mtu();
+        netlink::run(move || async move { connect_pod(&layout, &pod, ip, mtu).await }).await?;
         self.state().attached.insert(uid.to_owned(), ip);
+        if self.pod_mtu() != mtu {
+            // It changed meanwhile, for the pods that were attached then.
+            peers::set_mtu(uid, &netns, self.pod_mtu()).await?;
+        }
         self.save_soon();
         Ok(Attachment { ip: ip.into(), netns })
+    }
+
+    fn pod_mtu(&self) -> u32 {
+        match self.0.mtu.load(Ordering::Relaxed) {
+            0 => peers::POD_MTU_LIMIT,
+            mtu => mtu,
+        }
     }
 
     /// Takes a pod off the network and frees its address. Already gone is success.
@@ -280,6 +304,7 @@ impl Network {
         for one in futures_util::future::join_all(detached).await {
             result = result.and(one);
         }
+        result = result.and(self.disconnect_peers().await);
         let bridge = layout.bridge.clone();
         result = result.and(netlink::run(move || async move { disconnect_node(&bridge).await }).await);
         result = result.and(self.0.tables.close_firewalls(&self.0.table).map_err(Error::from));
@@ -359,7 +384,7 @@ async fn disconnect_node(bridge: &str) -> Result<()> {
 }
 
 /// Whatever an interrupted attempt left is removed first; an error leaves remains for the next attempt.
-async fn connect_pod(layout: &Layout, uid: &str, ip: Ipv4Addr) -> Result<()> {
+async fn connect_pod(layout: &Layout, uid: &str, ip: Ipv4Addr, mtu: u32) -> Result<()> {
     let node = Netlink::open()?;
     let (path, host) = (layout.netns(uid), plan::host_link(uid));
     if path.exists() {
@@ -375,7 +400,7 @@ async fn connect_pod(layout: &Layout, uid: &str, ip: Ipv4Addr) -> Result<()> {
         netns::sysctl(name, value).map_err(|source| kernel("set sysctl", name, source))?;
     }
     let pod = Netlink::open()?;
-    node.veth(&host, bridge, namespace.as_fd(), plan::mac(ip)).await?;
+    node.veth(&host, bridge, namespace.as_fd(), plan::mac(ip), mtu).await?;
     pod.pod(ip, layout.gateway).await?;
     node.port(&host, &plan::alias(uid, ip)).await
 }

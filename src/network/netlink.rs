@@ -2,6 +2,8 @@
 //! Every verb is idempotent. The kernel holds a lock for tens of milliseconds while a link goes, and `send`
 //! waits for it: all of this runs on throw-away threads, never on a runtime's.
 
+mod overlay;
+
 use super::ipam::Cidr;
 use super::{Error, Result};
 use crate::sys::netns;
@@ -9,7 +11,7 @@ use futures_util::{Stream, StreamExt, TryStreamExt};
 use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkMessage};
-use netlink_packet_route::route::RouteScope;
+use netlink_packet_route::route::{RouteHeader, RouteProtocol, RouteScope};
 use rtnetlink::{
     Handle, LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth, MulticastGroup, RouteMessageBuilder,
 };
@@ -54,6 +56,48 @@ impl LinkEvents {
             }
         }
         false
+    }
+}
+
+/// Changes of addresses, links and routes that may change the way to other nodes.
+pub struct NetworkEvents(Box<dyn Stream<Item = NetlinkMessage<RouteNetlinkMessage>> + Send + Unpin>);
+
+impl NetworkEvents {
+    pub fn open() -> Result<Self> {
+        let groups = [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv4Route];
+        let opened = rtnetlink::new_multicast_connection(&groups);
+        let (connection, _, messages) = opened.map_err(|source| super::kernel("watch", "addresses", source))?;
+        tokio::spawn(connection);
+        Ok(Self(Box::new(messages.map(|(message, _)| message))))
+    }
+
+    /// Waits for a change; for ever when the events have ended. Cancel-safe.
+    pub async fn next(&mut self) {
+        while let Some(message) = self.0.next().await {
+            if let NetlinkPayload::InnerMessage(message) = message.payload
+                && matters(&message)
+            {
+                return;
+            }
+        }
+        std::future::pending().await
+    }
+}
+
+/// Pods come and go without being a change; what this node itself adds is none either, what somebody takes away is.
+fn matters(message: &RouteNetlinkMessage) -> bool {
+    let is_ours = |protocol: RouteProtocol| protocol == overlay::PROTOCOL;
+    match message {
+        RouteNetlinkMessage::NewAddress(_) | RouteNetlinkMessage::DelAddress(_) => true,
+        RouteNetlinkMessage::NewRoute(route) => {
+            route.header.table == RouteHeader::RT_TABLE_MAIN && !is_ours(route.header.protocol)
+        }
+        RouteNetlinkMessage::DelRoute(route) => route.header.table == RouteHeader::RT_TABLE_MAIN,
+        RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link) => {
+            let pods = |attribute: &LinkAttribute| matches!(attribute, LinkAttribute::Controller(_));
+            !link.attributes.iter().any(pods)
+        }
+        _ => false,
     }
 }
 
@@ -125,11 +169,11 @@ impl Netlink {
     }
 
     /// A veth pair: one end a port of the bridge here, the other `eth0` in the pod's namespace.
-    pub async fn veth(&self, host: &str, bridge: u32, netns: BorrowedFd<'_>, mac: Vec<u8>) -> Result<()> {
+    pub async fn veth(&self, host: &str, bridge: u32, netns: BorrowedFd<'_>, mac: Vec<u8>, mtu: u32) -> Result<()> {
         // The peer is set up from inside later: before the ends are linked, opening it is ENOTCONN.
         let peer = LinkMessageBuilder::<LinkUnspec>::new().name("eth0").setns_by_fd(netns.as_raw_fd());
-        let peer = InfoData::Veth(InfoVeth::Peer(peer.address(mac).build()));
-        let message = LinkVeth::new(host, "eth0").set_info_data(peer).controller(bridge).up().build();
+        let peer = InfoData::Veth(InfoVeth::Peer(peer.address(mac).mtu(mtu).build()));
+        let message = LinkVeth::new(host, "eth0").set_info_data(peer).controller(bridge).mtu(mtu).up().build();
         self.0.link().add(message).execute().await.map_err(|error| failed("create link", host, error))
     }
 

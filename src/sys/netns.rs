@@ -39,6 +39,11 @@ where
     on_thread(work).await?
 }
 
+/// Moves the calling thread, for good, into the namespace pinned at `path`. See `on_thread`.
+pub fn join(path: &Path) -> io::Result<()> {
+    Ok(setns(File::open(path)?, CloneFlags::CLONE_NEWNET)?)
+}
+
 /// Moves the calling thread, for good, into a new namespace. For threads that a test owns.
 pub fn unshare_thread() -> io::Result<()> {
     Ok(unshare(CloneFlags::CLONE_NEWNET)?)

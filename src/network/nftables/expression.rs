@@ -287,9 +287,17 @@ pub fn destination_is_local() -> Vec<Expression> {
 }
 
 pub fn leaves_not_by(link: &str) -> Vec<Expression> {
+    vec![Expression::Meta { to: R0, key: META_OIFNAME }, not_equal(R0, &link_name(link))]
+}
+
+pub fn leaves_by(link: &str) -> Vec<Expression> {
+    vec![Expression::Meta { to: R0, key: META_OIFNAME }, equal(R0, &link_name(link))]
+}
+
+fn link_name(link: &str) -> Vec<u8> {
     let mut name = link.as_bytes().to_vec();
     name.resize(IFNAMSIZ, 0);
-    vec![Expression::Meta { to: R0, key: META_OIFNAME }, not_equal(R0, &name)]
+    name
 }
 
 /// For tables that see IPv6 too: the expressions after it read an IPv4 header.

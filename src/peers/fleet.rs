@@ -1,0 +1,274 @@
+//! All peers: what is known of each, what is asked, which way was chosen. No kernel, no clock.
+
+use super::fact::{self, Peer};
+use super::paths::{Line, Paths};
+use super::plan::{Choice, Known, Mode, State, choose, clashes, mtu, on_link};
+use super::trial::{Nonce, Trial, Verdict};
+use crate::api::view::node::Node;
+use crate::network::ipam::Cidr;
+use crate::network::peers::{self, Hop, Reach, Wanted, Way, probe_address};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+use tokio::time::Instant;
+
+struct Member {
+    peer: Peer,
+    reach: Reach,
+    /// Packets with pods' addresses; asked while the peer is on the link.
+    plain: Trial,
+    /// Packets between the nodes' addresses.
+    address: Trial,
+    takes_vxlan: bool,
+    proven: bool,
+    choice: Option<Choice>,
+}
+
+impl Member {
+    fn new(peer: Peer, now: Instant) -> Self {
+        Self {
+            peer,
+            reach: Reach::Nowhere,
+            plain: Trial::new(now),
+            address: Trial::new(now),
+            takes_vxlan: true,
+            proven: false,
+            choice: None,
+        }
+    }
+
+    fn hop(&self) -> Option<&Hop> {
+        match &self.reach {
+            Reach::By(hop) => Some(hop),
+            _ => None,
+        }
+    }
+
+    fn ask_again(&mut self, now: Instant) {
+        self.plain.again(now);
+        self.address.again(now);
+    }
+
+    fn known(&self) -> Known {
+        Known {
+            reach: self.reach.clone(),
+            plain: self.plain.verdict,
+            address: self.address.verdict,
+            takes_vxlan: self.takes_vxlan,
+            proven: self.proven,
+        }
+    }
+}
+
+pub struct Fleet {
+    name: String,
+    pods: Cidr,
+    mode: Mode,
+    /// What this node's own Node object says.
+    address: Option<Ipv4Addr>,
+    /// Whether that is an address of this machine still.
+    has_address: bool,
+    members: BTreeMap<String, Member>,
+}
+
+impl Fleet {
+    pub fn new(name: &str, pods: Cidr, mode: Mode) -> Self {
+        Self { name: name.to_owned(), pods, mode, address: None, has_address: false, members: BTreeMap::new() }
+    }
+
+    pub fn is_alone(&self) -> bool {
+        self.members.is_empty()
+    }
+
+    /// Takes a Node in; whether the kernel is to be asked for the way.
+    pub fn set(&mut self, name: &str, node: Option<&Node>, now: Instant) -> bool {
+        let facts = node.and_then(fact::peer);
+        if name == self.name {
+            let address = node.and_then(fact::address);
+            return std::mem::replace(&mut self.address, address) != address;
+        }
+        let Some(peer) = facts else { return self.members.remove(name).is_some() };
+        match self.members.get_mut(name) {
+            None => {
+                tracing::info!(node = name, pods = %peer.pods, "a peer");
+                self.members.insert(name.to_owned(), Member::new(peer, now));
+                true
+            }
+            Some(member) if member.peer == peer => false,
+            Some(member) => {
+                let moved = (member.peer.address, member.peer.pods) != (peer.address, peer.pods);
+                let is_back = peer.is_ready && !member.peer.is_ready;
+                if moved {
+                    *member = Member::new(peer, now);
+                } else {
+                    member.peer = peer;
+                    if is_back {
+                        member.ask_again(now);
+                    }
+                }
+                moved
+            }
+        }
+    }
+
+    /// Addresses that the kernel is to be asked about.
+    pub fn addresses(&self) -> BTreeSet<Ipv4Addr> {
+        self.members.values().filter_map(|member| member.peer.address).chain(self.address).collect()
+    }
+
+    /// What the kernel said; where the way changed, it is tried anew.
+    pub fn see(&mut self, reaches: &BTreeMap<Ipv4Addr, Reach>, now: Instant) {
+        let reach_of = |ip: Option<Ipv4Addr>| ip.and_then(|ip| reaches.get(&ip)).cloned().unwrap_or(Reach::Nowhere);
+        self.has_address = reach_of(self.address) == Reach::Own;
+        for member in self.members.values_mut() {
+            let reach = reach_of(member.peer.address);
+            if member.reach != reach {
+                member.reach = reach;
+                member.ask_again(now);
+            }
+        }
+    }
+
+    /// Chooses a way to every peer.
+    pub fn decide(&mut self, has_vxlan: bool) {
+        let mut before: Vec<Cidr> = Vec::new();
+        for (name, member) in &mut self.members {
+            let choice = if clashes(self.pods, member.peer.pods, before.iter().copied()) {
+                let reason = format!("another node has addresses of {} too", member.peer.pods);
+                Choice { way: None, state: State::Unreachable, reason }
+            } else {
+                before.push(member.peer.pods);
+                choose(self.mode, has_vxlan, &member.peer, &member.known())
+            };
+            let way = |choice: &Choice| choice.way.as_ref().map(name_of);
+            if member.choice.as_ref().is_none_or(|old| way(old) != way(&choice)) {
+                let (way, reason) = (way(&choice).unwrap_or("none"), &choice.reason);
+                tracing::info!(node = name, way, reason, "way to a peer");
+            }
+            member.choice = Some(choice);
+        }
+    }
+
+    /// What the kernel is to have.
+    pub fn wanted(&self, vxlan_port: u16, has_vxlan: bool, mtu_limit: u32) -> Wanted {
+        let peers: Vec<peers::Peer> = self.members.values().filter_map(|member| self.wanted_of(member)).collect();
+        let needs_vxlan = has_vxlan && self.mode != Mode::Route && !self.is_alone();
+        let vxlan = self.own_address().filter(|_| needs_vxlan).map(|local| (local, vxlan_port));
+        let mtus =
+            self.members.values().filter_map(|member| Some(mtu(member.choice.as_ref()?.way.as_ref()?, member.hop()?)));
+        Wanted { vxlan, mtu: mtus.min().unwrap_or(mtu_limit).min(mtu_limit), peers }
+    }
+
+    fn wanted_of(&self, member: &Member) -> Option<peers::Peer> {
+        let clashes = member.peer.pods.overlaps(self.pods);
+        let way = member.choice.as_ref().and_then(|choice| choice.way.clone());
+        let on_link = on_link(self.mode, &member.peer, &member.reach);
+        (!clashes).then_some(peers::Peer { pods: member.peer.pods, way, on_link })
+    }
+
+    /// This node's address as its peers know it; if the machine has lost that, what the kernel uses towards them.
+    fn own_address(&self) -> Option<Ipv4Addr> {
+        let used = || self.members.values().filter_map(Member::hop).find_map(|hop| hop.source);
+        self.address.filter(|_| self.has_address).or_else(used)
+    }
+
+    /// When the next question is due.
+    pub fn due(&self) -> Option<Instant> {
+        let dues = self.members.values().filter(|member| member.hop().is_some()).flat_map(|member| {
+            let plain = on_link(self.mode, &member.peer, &member.reach).map(|_| member.plain.due);
+            [plain, Some(member.address.due)]
+        });
+        dues.flatten().min()
+    }
+
+    /// Questions to send now: to which address, of the node with which pods.
+    pub fn questions(&mut self, now: Instant, nonce: impl Fn() -> Option<Nonce>) -> Vec<(Ipv4Addr, Cidr, Nonce)> {
+        let mut questions = Vec::new();
+        for member in self.members.values_mut().filter(|member| member.hop().is_some()) {
+            let on_link = on_link(self.mode, &member.peer, &member.reach).is_some();
+            let plain = on_link.then(|| (probe_address(member.peer.pods), &mut member.plain));
+            let address = member.peer.address.map(|ip| (ip, &mut member.address));
+            for (to, trial) in [plain, address].into_iter().flatten().filter(|(_, trial)| trial.due <= now) {
+                let Some(nonce) = nonce() else { continue };
+                if trial.turn(nonce, now) {
+                    questions.push((to, member.peer.pods, nonce));
+                }
+            }
+        }
+        questions
+    }
+
+    /// An answer to one of them.
+    pub fn hear(&mut self, nonce: Nonce, takes_vxlan: bool, now: Instant) {
+        for member in self.members.values_mut() {
+            if member.plain.hear(nonce, now) || member.address.hear(nonce, now) {
+                member.takes_vxlan = takes_vxlan;
+                member.proven = true;
+                return;
+            }
+        }
+    }
+
+    /// A peer that asks is alive: where it was given up, it is asked too.
+    pub fn asked_by(&mut self, from: Ipv4Addr, now: Instant) {
+        let is_from =
+            |member: &&mut Member| member.peer.address == Some(from) || probe_address(member.peer.pods) == from;
+        for member in self.members.values_mut().filter(is_from) {
+            member.plain.hasten(now);
+            member.address.hasten(now);
+        }
+    }
+
+    /// The ways as people see them.
+    pub fn paths(&self) -> Paths {
+        Paths {
+            node: self.name.clone(),
+            address: self.own_address().or(self.address),
+            pod_cidr: self.pods.to_string(),
+            pod_network: self.mode.to_string(),
+            mtu: self.wanted(0, false, peers::POD_MTU_LIMIT).mtu,
+            peers: self.members.iter().map(|(name, member)| line(name, member)).collect(),
+        }
+    }
+}
+
+fn line(name: &str, member: &Member) -> Line {
+    let choice = member.choice.as_ref();
+    let way = choice.and_then(|choice| choice.way.as_ref());
+    let trial = match way {
+        Some(Way::Route { .. }) => Some(&member.plain),
+        Some(Way::Vxlan { .. }) => Some(&member.address),
+        None => None,
+    };
+    let round_trip_us = trial.and_then(|trial| match trial.verdict {
+        Verdict::Passes { round_trip_us } => Some(round_trip_us),
+        _ => None,
+    });
+    let hop = member.hop();
+    Line {
+        node: name.to_owned(),
+        pod_cidr: member.peer.pods.to_string(),
+        address: member.peer.address,
+        way: way.map_or("none", name_of).to_owned(),
+        link: hop.map(|hop| hop.link_name.clone()).unwrap_or_default(),
+        state: choice.map_or("trying", |choice| state_name(choice.state)).to_owned(),
+        round_trip_us,
+        mtu: way.and_then(|way| Some(mtu(way, hop?))),
+        reason: choice.map(|choice| choice.reason.clone()).unwrap_or_default(),
+    }
+}
+
+fn name_of(way: &Way) -> &'static str {
+    match way {
+        Way::Route { .. } => "route",
+        Way::Vxlan { .. } => "vxlan",
+    }
+}
+
+fn state_name(state: State) -> &'static str {
+    match state {
+        State::Works => "works",
+        State::Trying => "trying",
+        State::Silent => "silent",
+        State::Unreachable => "unreachable",
+    }
+}

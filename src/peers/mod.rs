@@ -1,0 +1,236 @@
+//! The pod network between nodes: follows Nodes and this node's own addresses, tries the ways to each peer with
+//! real packets, and keeps the kernel on the best. Quiet when nothing changes; nobody polls.
+
+pub mod fact;
+mod fleet;
+pub mod paths;
+pub mod plan;
+mod probe;
+mod trial;
+
+use crate::api::view::node::Node;
+use crate::client::informer::Change;
+use crate::client::{Informers, NODES};
+use crate::network::peers::POD_MTU_LIMIT;
+use crate::network::{Network, Result};
+use crate::supervise::Shutdown;
+use fleet::Fleet;
+pub use plan::Mode;
+use probe::{Packet, Prober};
+use ring::rand::{SecureRandom, SystemRandom};
+use std::net::SocketAddrV4;
+use std::path::PathBuf;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// UDP port of VXLAN, as flannel has it.
+pub const VXLAN_PORT: u16 = 8472;
+/// UDP port of the probes between nodes.
+pub const PROBE_PORT: u16 = 8473;
+/// What others change comes in bursts: one look per burst.
+const SETTLE: Duration = Duration::from_millis(100);
+const RETRY_MIN: Duration = Duration::from_millis(250);
+const RETRY_MAX: Duration = Duration::from_secs(30);
+
+/// What the peers' loop needs to know.
+#[derive(Clone)]
+pub struct PeersConfig {
+    pub node_name: String,
+    /// Set up before.
+    pub network: Network,
+    pub mode: Mode,
+    pub vxlan_port: u16,
+    pub probe_port: u16,
+    /// Where the ways are written for people to read.
+    pub run_directory: PathBuf,
+}
+
+impl PeersConfig {
+    pub fn new(node_name: &str, network: Network, run_directory: PathBuf) -> Self {
+        let (vxlan_port, probe_port) = (VXLAN_PORT, PROBE_PORT);
+        Self { node_name: node_name.to_owned(), network, mode: Mode::Auto, vxlan_port, probe_port, run_directory }
+    }
+}
+
+/// Keeps the ways right until shutdown. Routes and devices stay behind: pods reach each other meanwhile.
+pub async fn run(config: PeersConfig, informers: Informers, shutdown: Shutdown) {
+    let nodes = informers.all(NODES);
+    let mut events = match config.network.events() {
+        Ok(events) => events,
+        Err(error) => {
+            tracing::error!(%error, "cannot watch this node's addresses");
+            return;
+        }
+    };
+    tokio::select! {
+        // Until the first list is in, the routes of the former process serve.
+        () = nodes.synced() => {}
+        () = shutdown.requested() => return,
+    }
+    let mut changes = nodes.subscribe();
+    let mut peers = Peers::new(config);
+    loop {
+        while let Some(change) = changes.try_next() {
+            peers.take(&change);
+        }
+        peers.sync().await;
+        tokio::select! {
+            change = changes.next() => peers.take(&change),
+            () = events.next() => {
+                tokio::time::sleep(SETTLE).await;
+                peers.look = true;
+            }
+            (from, packet) = receive(peers.prober.as_ref()) => peers.hear(from, packet),
+            () = tokio::time::sleep_until(peers.due()) => peers.ask(),
+            () = shutdown.requested() => return,
+        }
+    }
+}
+
+async fn receive(prober: Option<&Prober>) -> (SocketAddrV4, Packet) {
+    match prober {
+        Some(prober) => prober.receive().await,
+        None => std::future::pending().await,
+    }
+}
+
+struct Peers {
+    config: PeersConfig,
+    fleet: Fleet,
+    /// Open while there are peers.
+    prober: Option<Prober>,
+    random: SystemRandom,
+    /// The kernel's routes may have changed.
+    look: bool,
+    /// What is programmed; `None` = unknown.
+    programmed: Option<crate::network::peers::Wanted>,
+    /// This kernel has VXLAN, as far as is known.
+    has_vxlan: bool,
+    shown: Option<paths::Paths>,
+    retry: Duration,
+    retry_at: Option<Instant>,
+}
+
+impl Peers {
+    fn new(config: PeersConfig) -> Self {
+        let fleet = Fleet::new(&config.node_name, config.network.layout().pods, config.mode);
+        Self {
+            config,
+            fleet,
+            prober: None,
+            random: SystemRandom::new(),
+            look: true,
+            programmed: None,
+            has_vxlan: true,
+            shown: None,
+            retry: RETRY_MIN,
+            retry_at: None,
+        }
+    }
+
+    fn take(&mut self, change: &Change) {
+        let name = change.key.trim_start_matches('/');
+        let node = change.new.as_ref().and_then(|item| item.view::<Node>().ok());
+        self.look |= self.fleet.set(name, node.as_ref(), crate::clock::monotonic());
+    }
+
+    /// Looks at the kernel if that is due, and brings it to what is wanted now.
+    async fn sync(&mut self) {
+        if let Err(error) = self.try_sync().await {
+            if self.retry == RETRY_MIN {
+                tracing::warn!(%error, "cannot program the ways to other nodes; retrying");
+            }
+            self.retry_at = Some(crate::clock::monotonic() + self.retry);
+            self.retry = (self.retry * 2).min(RETRY_MAX);
+        }
+        self.show();
+    }
+
+    async fn try_sync(&mut self) -> Result<()> {
+        self.open_prober();
+        if std::mem::take(&mut self.look) {
+            // When the look fails it is due again.
+            self.programmed = None;
+            let reaches = self.config.network.reach(self.fleet.addresses()).await?;
+            self.fleet.see(&reaches, crate::clock::monotonic());
+        }
+        self.fleet.decide(self.has_vxlan);
+        let wanted = self.fleet.wanted(self.config.vxlan_port, self.has_vxlan, POD_MTU_LIMIT);
+        if self.programmed.as_ref() == Some(&wanted) {
+            return Ok(());
+        }
+        if let Err(error) = self.config.network.connect_peers(&wanted).await {
+            if error.is_unsupported() && self.has_vxlan {
+                tracing::warn!(%error, "this kernel has no vxlan: nodes behind a router are out of reach");
+                self.has_vxlan = false;
+                self.look = true;
+            }
+            return Err(error);
+        }
+        (self.programmed, self.retry, self.retry_at) = (Some(wanted), RETRY_MIN, None);
+        Ok(())
+    }
+
+    fn open_prober(&mut self) {
+        if self.fleet.is_alone() {
+            self.prober = None;
+        } else if self.prober.is_none() {
+            let port = self.config.probe_port;
+            match Prober::open(port) {
+                Ok(prober) => self.prober = Some(prober),
+                Err(error) => tracing::debug!(port, %error, "cannot probe the ways to other nodes"),
+            }
+        }
+    }
+
+    /// When to look or to ask next.
+    fn due(&self) -> Instant {
+        let probe = self.prober.as_ref().and_then(|_| self.fleet.due());
+        let far = crate::clock::monotonic() + Duration::from_secs(24 * 3600);
+        [probe, self.retry_at].into_iter().flatten().min().unwrap_or(far)
+    }
+
+    fn ask(&mut self) {
+        let now = crate::clock::monotonic();
+        if self.retry_at.is_some_and(|at| at <= now) {
+            (self.retry_at, self.look) = (None, true);
+        }
+        let Some(prober) = &self.prober else { return };
+        let random = &self.random;
+        let nonce = || {
+            let mut nonce = [0; 16];
+            random.fill(&mut nonce).ok().map(|()| nonce)
+        };
+        for (to, pods, nonce) in self.fleet.questions(now, nonce) {
+            prober.ask(to, pods.base(), nonce);
+        }
+    }
+
+    fn hear(&mut self, from: SocketAddrV4, packet: Packet) {
+        let now = crate::clock::monotonic();
+        match packet {
+            Packet::Request { nonce, pods } => {
+                // Somebody with this address may look for another node.
+                if pods == self.config.network.layout().pods.base() {
+                    if let Some(prober) = &self.prober {
+                        prober.answer(from, nonce, self.has_vxlan && self.config.mode != Mode::Route);
+                    }
+                    self.fleet.asked_by(*from.ip(), now);
+                }
+            }
+            Packet::Answer { nonce, takes_vxlan } => self.fleet.hear(nonce, takes_vxlan, now),
+        }
+    }
+
+    fn show(&mut self) {
+        let paths = self.fleet.paths();
+        if self.shown.as_ref() == Some(&paths) {
+            return;
+        }
+        let file = self.config.run_directory.join(paths::FILE);
+        if let Err(error) = paths::write(&file, &paths) {
+            tracing::debug!(%error, "cannot write the ways to other nodes");
+        }
+        self.shown = Some(paths);
+    }
+}

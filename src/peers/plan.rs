@@ -1,0 +1,238 @@
+//! Which way packets to a peer's pods take: the best that is not known to be lost. Pure.
+
+use super::fact::Peer;
+use super::trial::Verdict;
+use crate::network::ipam::Cidr;
+use crate::network::peers::{Hop, Reach, VXLAN_OVERHEAD_BYTES, Way};
+use std::net::Ipv4Addr;
+use std::str::FromStr;
+
+/// What an administrator asked for: `pod-network` of the configuration.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// The best for each peer.
+    #[default]
+    Auto,
+    /// Plain routes, or nothing.
+    Route,
+    /// VXLAN to every peer.
+    Vxlan,
+}
+
+impl FromStr for Mode {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "route" => Ok(Self::Route),
+            "vxlan" => Ok(Self::Vxlan),
+            _ => Err(format!("{text:?} is none of auto, route, vxlan")),
+        }
+    }
+}
+
+impl std::fmt::Display for Mode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Route => "route",
+            Self::Vxlan => "vxlan",
+        })
+    }
+}
+
+/// What is known of a peer's surroundings.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Known {
+    pub reach: Reach,
+    /// Packets with pods' addresses, on the link.
+    pub plain: Verdict,
+    /// Packets between the nodes' own addresses.
+    pub address: Verdict,
+    /// The peer said that its kernel takes VXLAN.
+    pub takes_vxlan: bool,
+    /// It answered at this address before: it is the peer, not a stranger's board with the same address.
+    pub proven: bool,
+}
+
+/// How sure the choice is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Packets pass, both ways.
+    Works,
+    /// Being tried; used meanwhile.
+    Trying,
+    /// It answered once, and does not now: it is off, perhaps. Used all the same.
+    Silent,
+    /// There is no way, or nobody ever answered.
+    Unreachable,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Choice {
+    pub way: Option<Way>,
+    pub state: State,
+    /// Why it is not the plain route; for people.
+    pub reason: String,
+}
+
+fn none(reason: impl Into<String>) -> Choice {
+    Choice { way: None, state: State::Unreachable, reason: reason.into() }
+}
+
+pub fn choose(mode: Mode, has_vxlan: bool, peer: &Peer, known: &Known) -> Choice {
+    let Some(address) = peer.address else { return none("the node has no IPv4 address yet") };
+    let hop = match &known.reach {
+        Reach::Own => return none(format!("its address {address} is this node's own")),
+        Reach::Nowhere => return none(format!("no route leads to {address}")),
+        Reach::By(hop) => hop,
+    };
+    let mut options = Vec::new();
+    let mut reasons = Vec::new();
+    if mode == Mode::Vxlan {
+        reasons.push("pod-network is vxlan".to_owned());
+    } else if let Some(gateway) = hop.gateway {
+        reasons.push(format!("{address} is behind {gateway}"));
+    } else {
+        options.push((Way::Route { to: address, link: hop.link }, known.plain));
+    }
+    if mode != Mode::Route {
+        match is_private(address) || mode == Mode::Vxlan {
+            false => reasons.push(format!("{address} is a public address, and VXLAN hides nothing")),
+            true if !has_vxlan => reasons.push("this kernel has no vxlan".to_owned()),
+            true if !known.takes_vxlan => reasons.push("the node's kernel has no vxlan".to_owned()),
+            true => options.push((Way::Vxlan { to: address }, known.address)),
+        }
+    }
+    let trusted = known.proven || mode != Mode::Auto;
+    pick(options, reasons, trusted)
+}
+
+fn pick(options: Vec<(Way, Verdict)>, mut reasons: Vec<String>, trusted: bool) -> Choice {
+    let usable = options.iter().position(|(_, verdict)| *verdict != Verdict::Lost);
+    if usable.is_some_and(|place| place > 0) {
+        reasons.push("packets of pods are dropped between the nodes".to_owned());
+    }
+    if usable.is_none() && !trusted && !options.is_empty() {
+        return none("nothing answers probes: the node is off, or a firewall drops them");
+    }
+    // When a peer has fallen silent, the best way is as good as any.
+    let Some((way, verdict)) = options.into_iter().nth(usable.unwrap_or(0)) else { return none(reasons.join("; ")) };
+    let state = match verdict {
+        Verdict::Passes { .. } => State::Works,
+        Verdict::Unknown => State::Trying,
+        Verdict::Lost => State::Silent,
+    };
+    Choice { way: Some(way), state, reason: reasons.join("; ") }
+}
+
+/// Where packets with pods' addresses are tried.
+pub fn on_link(mode: Mode, peer: &Peer, reach: &Reach) -> Option<(Ipv4Addr, u32)> {
+    match (mode, peer.address, reach) {
+        (Mode::Auto | Mode::Route, Some(address), Reach::By(Hop { gateway: None, link, .. })) => Some((address, *link)),
+        _ => None,
+    }
+}
+
+/// Bytes of a pod's packet that this way carries.
+pub fn mtu(way: &Way, hop: &Hop) -> u32 {
+    match way {
+        Way::Route { .. } => hop.mtu,
+        Way::Vxlan { .. } => hop.mtu.saturating_sub(VXLAN_OVERHEAD_BYTES),
+    }
+}
+
+/// Peers whose pods' network is this node's, or that of another which comes first by name, get nothing.
+pub fn clashes(own: Cidr, pods: Cidr, before: impl Iterator<Item = Cidr>) -> bool {
+    own.overlaps(pods) || before.into_iter().any(|other| other.overlaps(pods))
+}
+
+/// Addresses of networks that are somebody's own: RFC 1918, RFC 6598 and link-local.
+fn is_private(ip: Ipv4Addr) -> bool {
+    let [a, b, ..] = ip.octets();
+    ip.is_private() || ip.is_link_local() || (a == 100 && (64..128).contains(&b))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PASSES: Verdict = Verdict::Passes { round_trip_us: 500 };
+
+    fn by(gateway: Option<&str>) -> Reach {
+        let gateway = gateway.map(|ip| ip.parse().unwrap());
+        Reach::By(Hop { link: 2, link_name: "eth0".into(), gateway, source: None, mtu: 1500 })
+    }
+
+    fn peer(address: &str) -> Peer {
+        Peer { pods: "10.42.9.0/24".parse().unwrap(), address: address.parse().ok(), is_ready: true }
+    }
+
+    #[test]
+    fn the_best_way_that_is_not_lost_is_taken() {
+        use State::{Silent, Trying, Unreachable, Works};
+        use Verdict::{Lost, Unknown};
+        let (lan, public, behind) = ("192.168.1.9", "203.0.113.9", Some("192.168.1.1"));
+        // Mode, address, reach, plain packets, addresses, the peer takes VXLAN → way, state, a word of the reason.
+        let cases: Vec<(Mode, &str, Reach, Verdict, Verdict, bool, &str, State, &str)> = vec![
+            (Mode::Auto, lan, by(None), PASSES, PASSES, true, "route", Works, ""),
+            (Mode::Auto, lan, by(None), Unknown, Unknown, true, "route", Trying, ""),
+            (Mode::Auto, lan, by(None), Lost, PASSES, true, "vxlan", Works, "dropped"),
+            (Mode::Auto, lan, by(None), Lost, Lost, true, "none", Unreachable, "nothing answers"),
+            (Mode::Route, lan, by(None), Lost, Lost, true, "route", Silent, ""),
+            (Mode::Auto, lan, by(behind), Unknown, PASSES, true, "vxlan", Works, "behind 192.168.1.1"),
+            (Mode::Auto, lan, by(behind), Unknown, PASSES, false, "none", Unreachable, "no vxlan"),
+            (Mode::Auto, public, by(behind), Unknown, PASSES, true, "none", Unreachable, "public"),
+            (Mode::Vxlan, public, by(behind), Unknown, PASSES, true, "vxlan", Works, "pod-network"),
+            (Mode::Vxlan, lan, by(None), PASSES, PASSES, true, "vxlan", Works, "pod-network"),
+            (Mode::Route, lan, by(None), Lost, PASSES, true, "route", Silent, ""),
+            (Mode::Route, lan, by(behind), Unknown, PASSES, true, "none", Unreachable, "behind"),
+            (Mode::Auto, lan, Reach::Own, Unknown, Unknown, true, "none", Unreachable, "own"),
+            (Mode::Auto, lan, Reach::Nowhere, Unknown, Unknown, true, "none", Unreachable, "no route"),
+            (Mode::Auto, "", by(None), Unknown, Unknown, true, "none", Unreachable, "no IPv4"),
+        ];
+        for (mode, address, reach, plain, between, takes_vxlan, way, state, reason) in cases {
+            let known = Known { reach, plain, address: between, takes_vxlan, proven: false };
+            let choice = choose(mode, true, &peer(address), &known);
+            let name = match choice.way {
+                Some(Way::Route { .. }) => "route",
+                Some(Way::Vxlan { .. }) => "vxlan",
+                None => "none",
+            };
+            assert_eq!((name, choice.state), (way, state), "{mode} {address} {known:?}");
+            assert!(choice.reason.contains(reason), "{} has no {reason:?}", choice.reason);
+        }
+    }
+
+    #[test]
+    fn a_peer_that_answered_once_keeps_its_way_while_it_is_silent() {
+        let known =
+            |proven| Known { reach: by(None), plain: Verdict::Lost, address: Verdict::Lost, takes_vxlan: true, proven };
+        let choose = |proven| choose(Mode::Auto, true, &peer("192.168.1.9"), &known(proven));
+        assert_eq!((choose(true).way.is_some(), choose(true).state), (true, State::Silent));
+        assert_eq!((choose(false).way, choose(false).state), (None, State::Unreachable));
+    }
+
+    #[test]
+    fn what_a_way_carries_is_what_its_link_carries_less_its_headers() {
+        let Reach::By(hop) = by(None) else { unreachable!() };
+        let to = Ipv4Addr::new(192, 168, 1, 9);
+        assert_eq!(mtu(&Way::Route { to, link: 2 }, &hop), 1500);
+        assert_eq!(mtu(&Way::Vxlan { to }, &hop), 1450);
+    }
+
+    #[test]
+    fn private_networks_are_known() {
+        for (ip, expected) in [
+            ("10.1.2.3", true),
+            ("172.31.0.1", true),
+            ("100.64.0.1", true),
+            ("169.254.1.1", true),
+            ("100.128.0.1", false),
+            ("8.8.8.8", false),
+        ] {
+            assert_eq!(is_private(ip.parse().unwrap()), expected, "{ip}");
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! One question put to a peer, whether packets pass, with its tries and what is known of the answer. Pure.
+//! After an answer it is quiet for hours; without one it is asked ever more rarely.
+
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// Tries of one round and how long each waits.
+const WAITS_MS: [u64; 5] = [200, 400, 800, 1600, 3000];
+/// Between two tries at least, whoever hastens them.
+const SPACING: Duration = Duration::from_millis(100);
+const RETRY_MIN: Duration = Duration::from_secs(30);
+const RETRY_MAX: Duration = Duration::from_secs(3600);
+/// Nothing tells when somebody's switch begins to drop packets: so rarely a way that works is looked at again.
+const LOOK_AGAIN: Duration = Duration::from_secs(6 * 3600);
+
+pub type Nonce = [u8; 16];
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    Unknown,
+    Passes { round_trip_us: u32 },
+    Lost,
+}
+
+#[derive(Clone, Debug)]
+pub struct Trial {
+    pub verdict: Verdict,
+    /// Tries of this round.
+    tries: usize,
+    /// Of the last tries; an answer to any of them counts.
+    sent: Vec<(Nonce, Instant)>,
+    pub due: Instant,
+    retry: Duration,
+}
+
+impl Trial {
+    pub fn new(now: Instant) -> Self {
+        Self { verdict: Verdict::Unknown, tries: 0, sent: Vec::new(), due: now, retry: RETRY_MIN }
+    }
+
+    /// Asks again at once, unless it is being asked. What was known stays until there is an answer.
+    pub fn again(&mut self, now: Instant) {
+        if self.tries == 0 {
+            (self.due, self.retry) = (now, RETRY_MIN);
+        }
+    }
+
+    /// The peer is alive: what waits for an answer is asked sooner, what was given up anew.
+    pub fn hasten(&mut self, now: Instant) {
+        match self.sent.last() {
+            _ if matches!(self.verdict, Verdict::Passes { .. }) => {}
+            Some((_, at)) if self.tries < WAITS_MS.len() => self.due = self.due.min((*at + SPACING).max(now)),
+            Some(_) => {}
+            None => self.again(now),
+        }
+    }
+
+    /// When due: sends another try (true), or ends the round without an answer.
+    pub fn turn(&mut self, nonce: Nonce, now: Instant) -> bool {
+        if let Some(wait_ms) = WAITS_MS.get(self.tries) {
+            self.tries += 1;
+            self.sent.push((nonce, now));
+            self.due = now + Duration::from_millis(*wait_ms);
+            return true;
+        }
+        self.end_round(now + self.retry);
+        self.retry = (self.retry * 2).min(RETRY_MAX);
+        self.verdict = Verdict::Lost;
+        false
+    }
+
+    /// Whether it was an answer to this question.
+    pub fn hear(&mut self, nonce: Nonce, now: Instant) -> bool {
+        let Some((_, at)) = self.sent.iter().find(|(sent, _)| *sent == nonce) else { return false };
+        let round_trip_us = u32::try_from((now - *at).as_micros()).unwrap_or(u32::MAX);
+        self.verdict = Verdict::Passes { round_trip_us };
+        self.retry = RETRY_MIN;
+        self.end_round(now + LOOK_AGAIN);
+        true
+    }
+
+    fn end_round(&mut self, due: Instant) {
+        self.tries = 0;
+        self.sent.clear();
+        self.due = due;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn nonce(n: u8) -> Nonce {
+        [n; 16]
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_answers_is_left_alone_for_hours() {
+        let start = Instant::now();
+        let mut trial = Trial::new(start);
+        assert!(trial.turn(nonce(1), start) && trial.turn(nonce(2), start + Duration::from_millis(200)));
+        let heard = start + Duration::from_millis(300);
+        assert!(!trial.hear(nonce(9), heard), "a stranger's answer");
+        assert!(trial.hear(nonce(1), heard), "a late answer counts");
+        assert_eq!(trial.verdict, Verdict::Passes { round_trip_us: 300_000 });
+        assert!(!trial.hear(nonce(1), heard), "once");
+        assert_eq!(trial.due, heard + LOOK_AGAIN);
+        trial.again(heard);
+        assert_eq!((trial.due, trial.verdict), (heard, Verdict::Passes { round_trip_us: 300_000 }));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_peer_costs_little() {
+        let start = Instant::now();
+        let mut trial = Trial::new(start);
+        let (mut packets, mut first_verdict) = (0, None);
+        while trial.due < start + Duration::from_secs(24 * 3600) {
+            let now = trial.due;
+            if trial.turn(nonce(0), now) {
+                packets += 1;
+            } else {
+                first_verdict.get_or_insert(now - start);
+            }
+        }
+        assert_eq!(trial.verdict, Verdict::Lost);
+        assert_eq!(first_verdict, Some(Duration::from_secs(6)));
+        // 74 bytes each on the wire.
+        assert!(packets < 160, "{packets} in a day");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_sign_of_life_hastens_what_waits() {
+        let start = Instant::now();
+        let mut trial = Trial::new(start);
+        for n in 0..4 {
+            trial.turn(nonce(n), trial.due);
+        }
+        let now = trial.due - Duration::from_secs(1);
+        trial.hasten(now);
+        assert_eq!(trial.due, now);
+        trial.turn(nonce(4), now);
+        let last = trial.due;
+        trial.hasten(now);
+        assert_eq!(trial.due, last, "the last answer is waited for, whoever knocks");
+        assert!(!trial.turn(nonce(5), last) && trial.verdict == Verdict::Lost);
+        trial.hasten(last);
+        assert_eq!(trial.due, last, "what was given up is asked at once");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_round_that_runs_is_not_begun_anew() {
+        let start = Instant::now();
+        let mut trial = Trial::new(start);
+        trial.turn(nonce(1), start);
+        let due = trial.due;
+        trial.again(start);
+        assert_eq!(trial.due, due);
+    }
+}
