@@ -73,6 +73,12 @@ pub struct Typed {
     /// Registries that speak plain HTTP, HOST:PORT
     #[arg(long, value_name = "HOST")]
     pub insecure_registry: Vec<String>,
+    /// Seconds that a shutdown of the machine waits for its pods to end; 0: none [default: 30]
+    #[arg(long, value_name = "SECONDS")]
+    pub shutdown_grace_period: Option<u64>,
+    /// The part of them that is kept for critical pods [default: 10]
+    #[arg(long, value_name = "SECONDS")]
+    pub shutdown_grace_period_critical_pods: Option<u64>,
     /// Where the admin kubeconfig is written [default: DATA_DIR/kubeconfig]
     #[arg(long, value_name = "FILE")]
     pub write_kubeconfig: Option<PathBuf>,
@@ -100,6 +106,9 @@ pub struct Config {
     pub nftables_table: String,
     pub cgroup_root: String,
     pub insecure_registries: Vec<String>,
+    /// `None`: the kubelet's own default.
+    pub shutdown_grace_s: Option<u64>,
+    pub shutdown_critical_grace_s: Option<u64>,
     pub kubeconfig: PathBuf,
 }
 
@@ -191,6 +200,10 @@ impl Typed {
             bridge: self.bridge.or(file.bridge),
             cgroup_root: self.cgroup_root.or(file.cgroup_root),
             insecure_registry: both(self.insecure_registry, file.insecure_registry),
+            shutdown_grace_period: self.shutdown_grace_period.or(file.shutdown_grace_period),
+            shutdown_grace_period_critical_pods: self
+                .shutdown_grace_period_critical_pods
+                .or(file.shutdown_grace_period_critical_pods),
             write_kubeconfig: self.write_kubeconfig.or(file.write_kubeconfig),
         }
     }
@@ -253,6 +266,8 @@ impl Typed {
             bridge,
             cgroup_root: self.cgroup_root.unwrap_or_else(|| "edgelet".into()).trim_matches('/').to_owned(),
             insecure_registries: self.insecure_registry,
+            shutdown_grace_s: self.shutdown_grace_period,
+            shutdown_critical_grace_s: self.shutdown_grace_period_critical_pods,
             kubeconfig: self.write_kubeconfig.unwrap_or_else(|| data_directory.join("kubeconfig")),
             data_directory,
         })

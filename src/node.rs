@@ -12,7 +12,9 @@ use crate::config::Config;
 use crate::dns::{self, DnsConfig};
 use crate::image::ImageStore;
 use crate::image::pull::Puller;
+use crate::kubelet::eviction;
 use crate::kubelet::node_status::{self, Machine};
+use crate::kubelet::shutdown::{self as machine_shutdown, ShutdownConfig};
 use crate::kubelet::{Heartbeat, Kubelet, KubeletConfig, server as kubelet_server};
 use crate::network::resolve::Resolver;
 use crate::network::{Network, NetworkConfig};
@@ -91,6 +93,11 @@ pub async fn start(config: &Config, link: NodeLink, tree: &mut Tree) -> anyhow::
     let listening = kubelet_server::listen(kubelet.clone(), socket(&config.run_directory), tree.shutdown());
     tree.spawn("local socket", listening);
     tree.spawn("node status", node_status::run(kubelet.clone(), informers, tree.shutdown()));
+    tree.spawn("pressure", eviction::run(kubelet.clone(), tree.shutdown()));
+    tree.spawn(
+        "shutdown of the machine",
+        machine_shutdown::run(kubelet.clone(), shutdown_config(config), tree.shutdown()),
+    );
     tree.spawn("kubelet", kubelet.run(tree.shutdown()));
     Ok(Node { network, runtime, _claim: claim })
 }
@@ -105,6 +112,15 @@ impl Node {
     pub async fn remove(&self) -> anyhow::Result<()> {
         self.runtime.remove_all().await.context("remove what is left of the pods")?;
         self.network.teardown().await.context("take the pod network down")
+    }
+}
+
+fn shutdown_config(config: &Config) -> ShutdownConfig {
+    let usual = ShutdownConfig::default();
+    ShutdownConfig {
+        grace_s: config.shutdown_grace_s.unwrap_or(usual.grace_s),
+        critical_grace_s: config.shutdown_critical_grace_s.unwrap_or(usual.critical_grace_s),
+        ..usual
     }
 }
 

@@ -15,6 +15,8 @@ mod addresses;
 mod daemonset;
 #[path = "cluster/deployment.rs"]
 mod deployment;
+#[path = "cluster/disruption.rs"]
+mod disruption;
 #[path = "cluster/nodes.rs"]
 mod nodes;
 #[path = "cluster/ownership.rs"]

@@ -6,6 +6,7 @@ pub mod kinds;
 pub mod object;
 pub mod patch;
 pub mod quantity;
+pub mod resources;
 pub mod scheme;
 pub mod selector;
 pub mod status;

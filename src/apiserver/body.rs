@@ -35,10 +35,21 @@ pub async fn object(
 ) -> Result<Decoded> {
     let media = negotiate::body_format(content_type(call))?;
     let bytes = read(body).await?;
-    let (api_version, name) = expected(kind, sub);
+    let (mut api_version, name) = expected(kind, sub);
+    let schema_version = api_version.clone();
+    // kubectl up to 1.21 evicts in words of the version before; the fields are the same.
+    if name == "Eviction" && contains(&bytes, EVICTION_BETA) {
+        api_version = EVICTION_BETA.to_owned();
+    }
     // A subresource of the kind's own type has its schema, which custom kinds bring along.
-    let schema = if name == kind.kind { scheme::find(&kind.schema) } else { scheme::find_kind(&api_version, &name) };
+    let schema = if name == kind.kind { scheme::find(&kind.schema) } else { scheme::find_kind(&schema_version, &name) };
     decode(media, &bytes, schema, &api_version, &name, validation)
+}
+
+const EVICTION_BETA: &str = "policy/v1beta1";
+
+fn contains(bytes: &[u8], text: &str) -> bool {
+    bytes.windows(text.len()).any(|window| window == text.as_bytes())
 }
 
 /// The type of a body: the kind itself, or what the subresource exchanges.

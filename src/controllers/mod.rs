@@ -4,6 +4,7 @@
 mod certificates;
 mod daemonset;
 mod deployment;
+mod disruption;
 mod endpoints;
 mod garbage;
 mod history;
@@ -11,6 +12,7 @@ mod namespace;
 mod node;
 mod node_ipam;
 mod owners;
+mod pod_gc;
 mod pods;
 mod portion;
 mod replicaset;
@@ -114,6 +116,8 @@ pub fn run_all(config: &ControllerConfig, client: Client, informers: Informers, 
     start(tree, "service account", service_account::Controller::new(&tools, config.authorities()));
     start(tree, "deployment", deployment::Controller::new(&tools));
     start(tree, "daemonset", daemonset::Controller::new(&tools));
+    start(tree, "disruption", disruption::Controller::new(&tools));
+    start(tree, "pod garbage", pod_gc::Controller::new(&tools));
     start(tree, "replicaset", replicaset::Controller::new(&tools));
     start(tree, "endpoint slices", endpoints::slices::Controller::new(&tools));
     start(tree, "endpoints", endpoints::legacy::Controller::new(&tools));

@@ -34,7 +34,11 @@ pub fn conditions(facts: &Facts, phase: &str, shown: &[Shown]) -> Vec<Condition>
         ("ContainersReady", containers_ready),
         ("PodScheduled", Verdict::yes()),
     ];
-    list.into_iter().map(|(r#type, verdict)| dated(facts, r#type, verdict)).collect()
+    let disruption = facts.memory.verdict.as_ref().filter(|verdict| verdict.disruption).map(|verdict| {
+        let said = Verdict { reason: "TerminationByKubelet".into(), ..Verdict::yes() };
+        ("DisruptionTarget", Verdict { message: verdict.message.clone().into_owned(), ..said })
+    });
+    list.into_iter().chain(disruption).map(|(r#type, verdict)| dated(facts, r#type, verdict)).collect()
 }
 
 fn dated(facts: &Facts, r#type: &str, verdict: Verdict) -> Condition {

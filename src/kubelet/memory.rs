@@ -1,6 +1,7 @@
 //! What a pod's worker remembers between passes: work in flight, backoff, probe results.
 //! All of it can be lost: the runtime's records and the pod's last status are the truth.
 
+use super::plan::Verdict;
 use crate::api::view::meta::Condition;
 use crate::api::view::pod::{Container, Pod};
 use crate::runtime::{ContainerStatus, ImageStatus, SandboxStatus};
@@ -143,6 +144,8 @@ pub struct Memory {
     /// The object is no longer in the API.
     pub gone: bool,
     pub start_time: Option<Timestamp>,
+    /// The node ends it, or never took it.
+    pub verdict: Option<Verdict>,
     /// When its containers were first asked to end for good.
     pub ending_since: Option<Timestamp>,
     /// As last written, for `lastTransitionTime`.

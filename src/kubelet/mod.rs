@@ -1,6 +1,7 @@
 //! Makes the pods bound to this node run, one worker per pod: observe, plan (pure), apply.
 //! Talks to the API through the client alone and to the machine through the runtime alone.
 
+mod admission;
 mod condition;
 mod container;
 mod difference;
@@ -8,6 +9,7 @@ mod dns;
 mod downward;
 mod endpoints;
 mod env;
+pub mod eviction;
 mod fence;
 mod hook;
 mod image;
@@ -21,34 +23,42 @@ mod references;
 mod resources;
 mod security;
 pub mod server;
+pub mod shutdown;
 mod stats;
 mod status;
 mod volume;
 mod worker;
 
 use crate::api::quantity::Quantity;
+use crate::api::resources::Resources;
+use crate::api::view::node::Node;
 use crate::api::view::pod::Pod;
+use crate::client::events::Type;
 use crate::client::informer::{Change, Contact, Scope};
 use crate::client::replica::{POD_STATUSES, Place};
 use crate::client::{
-    CONFIGMAPS, Client, ENDPOINTSLICES, EventRecorder, Informer, Informers, Item, PODS, Replica, SECRETS, SERVICES,
+    CONFIGMAPS, Client, ENDPOINTSLICES, EventRecorder, Informer, Informers, Item, NODES, ObjectRef, PODS, Replica,
+    SECRETS, SERVICES,
 };
 use crate::clock::Clock;
 use crate::runtime::{ContainerState, Reason, Runtime, SandboxStatus};
 use crate::supervise::Shutdown;
 use crate::telemetry::Trace;
+use admission::Distress;
 use bytes::Bytes;
 use dns::{ClusterDns, ResolvConf};
 use fence::Fence;
 use jiff::Timestamp;
+use plan::Verdict;
 use references::{Key, References};
+use serde_json::Value;
 use status::Host;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use tokio::sync::{Notify, Semaphore, watch};
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::task::{Id, JoinSet};
 use volume::token::{self, Tokens};
 
@@ -95,6 +105,9 @@ pub enum Heartbeat {
     Tunnel,
 }
 
+/// Pods that the node ends, on their way to the workers; more wait.
+const SENTENCES_LIMIT: usize = 128;
+
 /// What the workers of a node share.
 pub struct Kubelet {
     config: KubeletConfig,
@@ -123,6 +136,13 @@ pub struct Kubelet {
     starts: Semaphore,
     started_at: Timestamp,
     node_written_at: Mutex<Option<Timestamp>>,
+    /// The node's own object.
+    node: Informer,
+    /// What the node is short of or about to do.
+    distress: Mutex<Distress>,
+    /// Pods that the node ends, by uid.
+    sentences: mpsc::Sender<(String, Verdict)>,
+    sentenced: Mutex<Option<mpsc::Receiver<(String, Verdict)>>>,
     /// The node's images have changed.
     node_changed: Notify,
     /// Something has happened to a container; followers of logs look again.
@@ -132,6 +152,7 @@ pub struct Kubelet {
 /// One worker as the kubelet holds it.
 struct Handle {
     changes: watch::Sender<Option<Item>>,
+    sentence: watch::Sender<Option<Verdict>>,
     wake: Arc<Notify>,
 }
 
@@ -147,9 +168,15 @@ impl Kubelet {
     ) -> Arc<Self> {
         let own = Scope { field_selector: format!("spec.nodeName={}", config.node_name), ..Scope::default() };
         let resolv_conf = std::fs::read_to_string(&config.resolv_conf).unwrap_or_default();
+        let named = Scope { field_selector: format!("metadata.name={}", config.node_name), ..Scope::default() };
+        let (sentences, sentenced) = mpsc::channel(SENTENCES_LIMIT);
         let text = |ips: &[IpAddr]| -> Vec<String> { ips.iter().map(ToString::to_string).collect() };
         Arc::new(Self {
             pods: informers.get(PODS, own),
+            node: informers.get(NODES, named),
+            distress: Mutex::default(),
+            sentences,
+            sentenced: Mutex::new(Some(sentenced)),
             services: informers.get(SERVICES, Scope::default()),
             events: EventRecorder::new(client.clone(), clock.clone(), "kubelet", &config.node_name),
             slices: informers.get(ENDPOINTSLICES, Scope::default()),
@@ -174,6 +201,16 @@ impl Kubelet {
             clock,
             trace,
         })
+    }
+
+    fn admit(&self, pod: &Pod, others: &[Pod]) -> Result<(), Verdict> {
+        let node: Option<Node> = self.node.get("", &self.config.node_name).and_then(|item| item.view().ok());
+        let quantities =
+            self.config.allocatable.iter().map(|(name, quantity)| (name, Value::from(quantity.to_string())));
+        let quantities: Vec<(&String, Value)> = quantities.collect();
+        let allocatable = Resources::parse(quantities.iter().map(|(name, value)| (*name, value)));
+        let distress = self.distress.lock().expect("no panic while locked").clone();
+        admission::admit(pod, others, node.as_ref(), &allocatable, &distress)
     }
 
     fn memory_bytes(&self) -> i64 {
@@ -244,6 +281,7 @@ impl Kubelet {
 
     async fn serve_pods(self: Arc<Self>) {
         let mut runtime_events = self.runtime.events();
+        let mut sentenced = self.sentenced.lock().expect("no panic while locked").take().expect("served once");
         self.pods.synced().await;
         let mut fleet = Fleet::new(self.clone(), self.known_sandboxes().await);
         let mut contact = self.pods.contact();
@@ -266,6 +304,7 @@ impl Kubelet {
                     }
                     self.runtime_changed.notify_waiters();
                 }
+                Some((uid, verdict)) = sentenced.recv() => fleet.sentence(&uid, verdict),
                 Some(ended) = fleet.tasks.join_next_with_id() => fleet.ended(ended),
             }
         }
@@ -391,10 +430,46 @@ impl Fleet {
         let (changes, receiver) = watch::channel(Some(item));
         let wake = Arc::new(Notify::new());
         let sandbox = self.known.remove(&uid);
-        let worker = worker::run(self.kubelet.clone(), uid.clone(), receiver, wake.clone(), sandbox, delay);
+        let verdict = if sandbox.is_none() { self.rejection(&uid, changes.borrow().as_ref()) } else { None };
+        let (sentence, sentenced) = watch::channel(verdict);
+        let orders = worker::Orders { changes: receiver, sentence: sentenced, wake: wake.clone() };
+        let worker = worker::run(self.kubelet.clone(), uid.clone(), orders, sandbox, delay);
         let task = self.tasks.spawn(worker);
         self.uids.insert(task.id(), uid.clone());
-        self.handles.insert(uid, Handle { changes, wake });
+        self.handles.insert(uid, Handle { changes, sentence, wake });
+    }
+
+    /// Why the node does not take a pod that is new to it.
+    fn rejection(&self, uid: &str, item: Option<&Item>) -> Option<Verdict> {
+        let pod: Pod = item?.view().ok()?;
+        // A start time is the kubelet's own mark: the pod was taken before a restart. So was whatever a replica holds.
+        let heard = self.kubelet.pods.contact().borrow().connected;
+        if !heard || pod.status.start_time.is_some() || pod.has_ended() || pod.is_terminating() {
+            return None;
+        }
+        let taken = |other: &Pod| {
+            let handle = self.handles.get(&other.metadata.uid);
+            let rejected = |handle: &Handle| handle.sentence.borrow().as_ref().is_some_and(|verdict| verdict.rejected);
+            other.metadata.uid != uid && !other.has_ended() && handle.is_some_and(|handle| !rejected(handle))
+        };
+        let others = self.kubelet.pods.list().into_iter().filter_map(|item| item.view().ok()).filter(taken);
+        let verdict = self.kubelet.admit(&pod, &others.collect::<Vec<_>>()).err()?;
+        let (reason, about) = (verdict.reason.to_string(), ObjectRef::pod(&pod));
+        tracing::info!(namespace = pod.metadata.namespace, name = pod.metadata.name, reason, "pod rejected");
+        let message = verdict.message.trim_start_matches("Pod was rejected: ");
+        self.kubelet.events.event(&about, Type::Warning, &reason, message);
+        Some(verdict)
+    }
+
+    /// The node ends a pod; the first verdict stands.
+    fn sentence(&self, uid: &str, verdict: Verdict) {
+        if let Some(handle) = self.handles.get(uid) {
+            handle.sentence.send_if_modified(|known| {
+                let new = known.is_none();
+                known.get_or_insert(verdict);
+                new
+            });
+        }
     }
 
     fn wake(&self, uid: &str) {

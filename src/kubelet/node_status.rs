@@ -1,7 +1,9 @@
 //! The Node object and its Lease: registers the node, keeps its status true, says that it lives.
 //! The Lease is the heartbeat; the status is written only when it has changed, so that an idle node writes nothing.
 
+use super::admission::Distress;
 use super::difference::differs;
+use super::eviction::shortages;
 use super::memory::after;
 use super::{Heartbeat, Kubelet, KubeletConfig};
 use crate::api::KUBERNETES;
@@ -46,6 +48,11 @@ pub struct Machine {
     pub memory_available_bytes: u64,
     pub disk_bytes: u64,
     pub disk_available_bytes: u64,
+    pub inodes: u64,
+    pub inodes_available: u64,
+    /// Processes and threads that may be, and that are.
+    pub pids: u64,
+    pub pids_used: u64,
 }
 
 impl Machine {
@@ -62,6 +69,10 @@ impl Machine {
             memory_available_bytes: meminfo_bytes(&meminfo, "MemAvailable"),
             disk_bytes: bytes(|disk| disk.f_blocks),
             disk_available_bytes: bytes(|disk| disk.f_bavail),
+            inodes: disk.as_ref().map_or(0, |disk| disk.f_files),
+            inodes_available: disk.as_ref().map_or(0, |disk| disk.f_favail),
+            pids: number_in("/proc/sys/kernel/pid_max").min(number_in("/proc/sys/kernel/threads-max")),
+            pids_used: tasks(),
         }
     }
 
@@ -78,21 +89,29 @@ impl Machine {
     /// `status.allocatable`: what is left when the eviction thresholds are kept free.
     pub fn allocatable(&self) -> BTreeMap<String, Quantity> {
         let mut left = self.capacity();
-        let memory = self.memory_bytes.saturating_sub(MEMORY_LOW_BYTES);
+        let memory = self.memory_bytes.saturating_sub(self.memory_low_bytes());
         let disk = self.disk_bytes - self.disk_low_bytes();
         left.insert("memory".to_owned(), Quantity::from_bytes(memory));
         left.insert("ephemeral-storage".to_owned(), Quantity::from_bytes(disk));
         left
     }
 
-    /// Free space below which no more pods are taken.
-    fn disk_low_bytes(&self) -> u64 {
+    /// Free space below which no more pods are taken and pods are evicted.
+    pub fn disk_low_bytes(&self) -> u64 {
         (self.disk_bytes / 100 * DISK_LOW_PERCENT).min(DISK_LOW_LIMIT_BYTES)
     }
 
-    fn conditions(&self) -> [(&'static str, bool, &'static str, &'static str); 4] {
-        let memory = self.memory_available_bytes < MEMORY_LOW_BYTES;
-        let disk = self.disk_available_bytes < self.disk_low_bytes();
+    /// Upstream's 100 MiB; on small boards a tenth, which is less.
+    pub fn memory_low_bytes(&self) -> u64 {
+        MEMORY_LOW_BYTES.min(self.memory_bytes / 10)
+    }
+
+    /// What holds now; what held a while ago is in `distress`.
+    fn conditions(&self, distress: &Distress) -> [(&'static str, bool, &'static str, &'static str); 4] {
+        let held = |condition: &str| distress.pressures.contains(&condition);
+        let now = |condition: &str| shortages(self).iter().any(|one| one.signal.condition() == condition);
+        let [memory, disk, pids] =
+            ["MemoryPressure", "DiskPressure", "PIDPressure"].map(|condition| held(condition) || now(condition));
         [
             if memory {
                 ("MemoryPressure", true, "KubeletHasInsufficientMemory", "kubelet has insufficient memory available")
@@ -104,10 +123,28 @@ impl Machine {
             } else {
                 ("DiskPressure", false, "KubeletHasNoDiskPressure", "kubelet has no disk pressure")
             },
-            ("PIDPressure", false, "KubeletHasSufficientPID", "kubelet has sufficient PID available"),
-            ("Ready", true, "KubeletReady", "kubelet is posting ready status"),
+            if pids {
+                ("PIDPressure", true, "KubeletHasInsufficientPID", "kubelet has insufficient PID available")
+            } else {
+                ("PIDPressure", false, "KubeletHasSufficientPID", "kubelet has sufficient PID available")
+            },
+            if distress.shutting_down {
+                ("Ready", false, "KubeletNotReady", "node is shutting down")
+            } else {
+                ("Ready", true, "KubeletReady", "kubelet is posting ready status")
+            },
         ]
     }
+}
+
+fn number_in(path: &str) -> u64 {
+    std::fs::read_to_string(path).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)
+}
+
+/// The second number of `running/all` in the load averages.
+fn tasks() -> u64 {
+    let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    text.split([' ', '/']).nth(4).and_then(|number| number.parse().ok()).unwrap_or(0)
 }
 
 fn meminfo_bytes(meminfo: &str, name: &str) -> u64 {
@@ -295,6 +332,7 @@ impl Kubelet {
 async fn status(kubelet: &Kubelet, held: &Value) -> Value {
     let config = &kubelet.config;
     let machine = Machine::observe(&config.log_directory);
+    let distress = kubelet.distress.lock().expect("no panic while locked").clone();
     let addresses = config.node_ips.iter().map(|ip| json!({"type": "InternalIP", "address": ip.to_string()}));
     let hostname = json!({"type": "Hostname", "address": config.node_name});
     let quantities = |map: &BTreeMap<String, Quantity>| -> Map<String, Value> {
@@ -304,14 +342,14 @@ async fn status(kubelet: &Kubelet, held: &Value) -> Value {
         "addresses": addresses.chain([hostname]).collect::<Value>(),
         "capacity": quantities(&config.capacity),
         "allocatable": quantities(&config.allocatable),
-        "conditions": conditions(&machine, held, &kubelet.clock.now_rfc3339()),
+        "conditions": conditions(machine.conditions(&distress), held, &kubelet.clock.now_rfc3339()),
         "daemonEndpoints": {"kubeletEndpoint": {"Port": KUBELET_PORT}},
         "images": images(kubelet).await,
         "nodeInfo": node_info(&kubelet.runtime.version()),
     })
 }
 
-fn conditions(machine: &Machine, held: &Value, now: &str) -> Value {
+fn conditions(all: [(&str, bool, &str, &str); 4], held: &Value, now: &str) -> Value {
     let held = held["conditions"].as_array().cloned().unwrap_or_default();
     let one = |(r#type, holds, reason, message): (&str, bool, &str, &str)| {
         let status = if holds { "True" } else { "False" };
@@ -320,7 +358,7 @@ fn conditions(machine: &Machine, held: &Value, now: &str) -> Value {
         json!({"type": r#type, "status": status, "reason": reason, "message": message,
             "lastHeartbeatTime": now, "lastTransitionTime": since})
     };
-    machine.conditions().into_iter().map(one).collect()
+    all.into_iter().map(one).collect()
 }
 
 async fn images(kubelet: &Kubelet) -> Value {
@@ -395,17 +433,23 @@ mod tests {
             memory_available_bytes: 1 << 29,
             disk_bytes,
             disk_available_bytes: disk_bytes,
+            ..Machine::default()
         };
-        let first = json!({"conditions": conditions(&machine, &Value::Null, "then")});
-        let later = json!({"conditions": conditions(&machine, &first, "now")});
+        let calm = Distress::default();
+        let first = json!({"conditions": conditions(machine.conditions(&calm), &Value::Null, "then")});
+        let later = json!({"conditions": conditions(machine.conditions(&calm), &first, "now")});
         assert!(!differs(&later, &first));
         assert_eq!(later["conditions"][3]["lastTransitionTime"], "then");
         assert_eq!(later["conditions"][3]["lastHeartbeatTime"], "now");
         machine.memory_available_bytes = 50 << 20;
-        let low = json!({"conditions": conditions(&machine, &first, "now")});
+        let low = json!({"conditions": conditions(machine.conditions(&calm), &first, "now")});
         assert!(differs(&low, &first));
         assert_eq!(low["conditions"][0]["reason"], "KubeletHasInsufficientMemory");
         assert_eq!(low["conditions"][0]["lastTransitionTime"], "now");
         assert_eq!(machine.allocatable()["memory"], Quantity::from_bytes((1 << 30) - MEMORY_LOW_BYTES));
+        let leaving = Distress { shutting_down: true, pressures: vec!["DiskPressure"] };
+        let told = conditions(machine.conditions(&leaving), &first, "now");
+        assert_eq!((&told[1]["status"], &told[3]["status"]), (&json!("True"), &json!("False")));
+        assert_eq!(told[3]["message"], "node is shutting down");
     }
 }

@@ -7,6 +7,7 @@ use super::memory::{
 use crate::api::view::pod::{Container, Pod};
 use crate::runtime::{ContainerState, ContainerStatus};
 use jiff::Timestamp;
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 /// Shortest grace a container gets, as upstream.
@@ -70,8 +71,28 @@ pub struct Plan {
 /// Why a pod ends before its containers do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verdict {
-    pub reason: &'static str,
-    pub message: &'static str,
+    pub reason: Cow<'static, str>,
+    pub message: Cow<'static, str>,
+    /// It never ran here.
+    pub rejected: bool,
+    /// The node is the cause, not the pod: the condition DisruptionTarget says so.
+    pub disruption: bool,
+    /// The longest grace that can be given.
+    pub grace_limit_s: Option<i64>,
+}
+
+impl Verdict {
+    /// The node does not take the pod.
+    pub fn rejected(reason: String, message: &str) -> Self {
+        let message = format!("Pod was rejected: {message}").into();
+        Self { reason: reason.into(), message, rejected: true, disruption: false, grace_limit_s: None }
+    }
+
+    /// The node ends the pod for its own sake.
+    pub fn disrupted(reason: &'static str, message: impl Into<Cow<'static, str>>, grace_limit_s: i64) -> Self {
+        let (reason, message) = (reason.into(), message.into());
+        Self { reason, message, rejected: false, disruption: true, grace_limit_s: Some(grace_limit_s) }
+    }
 }
 
 pub fn plan(facts: &Facts) -> Plan {
@@ -170,12 +191,18 @@ impl<'a> Facts<'a> {
             || self.is_complete()
     }
 
-    /// The active deadline.
+    /// What the node has decided, or the active deadline.
     pub fn verdict(&self) -> Option<Verdict> {
+        if let Some(verdict) = &self.memory.verdict {
+            return Some(verdict.clone());
+        }
         let deadline = self.active_deadline()?;
         (self.now >= deadline).then_some(Verdict {
-            reason: "DeadlineExceeded",
-            message: "Pod was active on the node longer than the specified deadline",
+            reason: "DeadlineExceeded".into(),
+            message: "Pod was active on the node longer than the specified deadline".into(),
+            rejected: false,
+            disruption: false,
+            grace_limit_s: None,
         })
     }
 
@@ -210,7 +237,8 @@ impl<'a> Facts<'a> {
             Some(grace_s) => grace_s,
             None => self.pod.spec.termination_grace_period_seconds.unwrap_or(DEFAULT_GRACE_S),
         };
-        grace_s.max(GRACE_LIMIT_LOW_S)
+        let limit_s = self.memory.verdict.as_ref().and_then(|verdict| verdict.grace_limit_s);
+        grace_s.min(limit_s.unwrap_or(grace_s)).max(GRACE_LIMIT_LOW_S)
     }
 }
 

@@ -43,6 +43,13 @@ pub enum State {
 pub fn status(facts: &Facts, plan: &Plan, host: &Host) -> (Value, Vec<Condition>) {
     let shown: Vec<Shown> = containers(facts.pod).map(|(role, container)| show(facts, plan, role, container)).collect();
     let (phase, reason, message) = phase_and_reason(facts, plan, &shown);
+    if facts.memory.verdict.as_ref().is_some_and(|verdict| verdict.rejected) {
+        // Nothing is known of containers that the node never had.
+        let generation = facts.pod.metadata.generation;
+        let status = json!({"observedGeneration": generation, "phase": "Failed", "reason": reason, "message": message,
+            "startTime": facts.memory.start_time.map(rfc3339), "qosClass": qos_class(facts.pod)});
+        return (status, facts.memory.conditions.clone());
+    }
     let conditions = condition::conditions(facts, phase, &shown);
     let ips = pod_ips(facts, host);
     let pod = facts.pod;
@@ -90,7 +97,8 @@ fn phase_and_reason<'a>(facts: &'a Facts, plan: &Plan, shown: &[Shown]) -> (&'a 
     if facts.pod.has_ended() {
         return (old.phase.as_str(), text(&old.reason), text(&old.message));
     }
-    if let Some(verdict) = facts.verdict() {
+    // A terminal phase is shown when nothing runs any more.
+    if let Some(verdict) = facts.verdict().filter(|_| is_over(facts, plan)) {
         return ("Failed", json!(verdict.reason), json!(verdict.message));
     }
     (phase(facts, plan, shown), Value::Null, Value::Null)

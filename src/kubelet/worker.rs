@@ -7,7 +7,7 @@ mod report;
 use super::fence::Fence;
 use super::memory::{Facts, Memory, RETRY_S, after, containers};
 use super::operation::{Done, Job};
-use super::plan::{Plan, plan};
+use super::plan::{Plan, Verdict, plan};
 use super::probe::{Kind, Report};
 use super::references::{Key, Reference};
 use super::volume::{self, token::Tokens};
@@ -28,22 +28,25 @@ use tokio::task::{AbortHandle, JoinSet};
 
 const REPORTS_LIMIT: usize = 16;
 
+/// What reaches a worker from outside.
+pub struct Orders {
+    /// The pod's object; `None`: it is no more.
+    pub changes: watch::Receiver<Option<Item>>,
+    /// The node ends the pod.
+    pub sentence: watch::Receiver<Option<Verdict>>,
+    /// The runtime has news.
+    pub wake: Arc<Notify>,
+}
+
 /// Runs until nothing is left of the pod, in the API and on the node, or the kubelet ends.
-pub async fn run(
-    kubelet: Arc<Kubelet>,
-    uid: String,
-    changes: watch::Receiver<Option<Item>>,
-    wake: Arc<Notify>,
-    sandbox: Option<SandboxStatus>,
-    delay: Duration,
-) {
+pub async fn run(kubelet: Arc<Kubelet>, uid: String, orders: Orders, sandbox: Option<SandboxStatus>, delay: Duration) {
     if !delay.is_zero() {
         kubelet.clock.sleep(delay).await;
     }
-    let Some(item) = changes.borrow().clone() else { return };
+    let Some(item) = orders.changes.borrow().clone() else { return };
     let end = kubelet.own_end(&uid);
     match item.view::<Pod>() {
-        Ok(pod) => Worker::new(kubelet, uid, item, &pod, sandbox, end).run(changes, wake).await,
+        Ok(pod) => Worker::new(kubelet, uid, item, &pod, sandbox, end).run(orders).await,
         Err(error) => tracing::error!(uid, %error, "pod cannot be read"),
     }
 }
@@ -135,7 +138,8 @@ impl Worker {
         worker
     }
 
-    async fn run(mut self, mut changes: watch::Receiver<Option<Item>>, wake: Arc<Notify>) {
+    async fn run(mut self, Orders { mut changes, mut sentence, wake }: Orders) {
+        self.memory.verdict.clone_from(&sentence.borrow_and_update());
         loop {
             if self.stale {
                 self.observe().await;
@@ -147,6 +151,7 @@ impl Worker {
                     Ok(()) => self.take(changes.borrow_and_update().clone()),
                     Err(_) => return, // the kubelet ends
                 },
+                Ok(()) = sentence.changed() => self.memory.verdict.clone_from(&sentence.borrow_and_update()),
                 Some(done) = self.tasks.join_next() => match done {
                     Ok(done) => self.done(done),
                     Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),

@@ -139,7 +139,7 @@ impl Registry {
     }
 }
 
-fn check_preconditions(kind: &Kind, object: &Object, options: &DeleteOptions) -> Result<()> {
+pub(super) fn check_preconditions(kind: &Kind, object: &Object, options: &DeleteOptions) -> Result<()> {
     let conflict = |why: String| Err(Status::conflict(kind_subject(kind, object.name()), &why));
     let (uid, revision) = (object.uid(), object.resource_version());
     if let Some(wanted) = options.uid.as_deref().filter(|wanted| *wanted != uid) {

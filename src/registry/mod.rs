@@ -8,6 +8,7 @@ mod create;
 mod delete;
 mod encode;
 mod events;
+mod eviction;
 mod list;
 mod meta;
 mod patch;

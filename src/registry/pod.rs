@@ -1,14 +1,14 @@
-//! What only pods have: binding to a node, eviction.
+//! What only pods have: binding to a node.
 
 use super::update::{ATTEMPTS, Target};
-use super::{DeleteOptions, Registry, encode};
+use super::{Registry, encode};
 use crate::api::object::{Object, ObjectExt};
 use crate::api::status::{Result, Status, Subject};
 use crate::clock;
 use serde_json::{Value, json};
 
 /// What a successful POST to a subresource answers.
-fn done() -> Object {
+pub(super) fn done() -> Object {
     json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201})
 }
 
@@ -29,19 +29,6 @@ impl Registry {
             }
         }
         Err(target.modified())
-    }
-
-    /// A delete that may be refused to keep a workload alive. Budgets are not served yet: none refuses.
-    pub(super) async fn evict(&self, target: Target<'_>, eviction: Object) -> Result<Object> {
-        let given = |path: &[&str]| eviction.at(path).and_then(Value::as_str).map(str::to_owned);
-        let options = DeleteOptions {
-            grace_s: eviction.int_at(&["deleteOptions", "gracePeriodSeconds"]),
-            uid: given(&["deleteOptions", "preconditions", "uid"]),
-            resource_version: given(&["deleteOptions", "preconditions", "resourceVersion"]),
-            ..DeleteOptions::default()
-        };
-        self.delete(target.context, target.kind, target.namespace, target.name, &options).await?;
-        Ok(done())
     }
 }
 

@@ -5,7 +5,6 @@ mod decide;
 mod filter;
 mod preempt;
 mod queue;
-mod resources;
 mod score;
 mod snapshot;
 

@@ -1,29 +1,12 @@
 //! What the scheduler knows: nodes with what their pods use, kept up change by change.
 //! A pod that was given a node counts there at once, before the API shows it (assumed).
 
-use super::resources::{Resources, requests, scored};
+use crate::api::resources::{HostPort, Resources, host_ports, requests, scored};
 use crate::api::view::meta::{Condition, Meta};
 use crate::api::view::node::{Node, Taint};
 use crate::api::view::pod::{Affinity, Pod, PodAffinityTerm, Toleration, TopologySpreadConstraint};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-
-/// A port a pod takes on its node.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HostPort {
-    pub ip: String,
-    pub protocol: String,
-    pub port: u16,
-}
-
-impl HostPort {
-    /// The wildcard address clashes with every address.
-    pub fn clashes(&self, other: &Self) -> bool {
-        self.port == other.port
-            && self.protocol == other.protocol
-            && (self.ip == other.ip || self.ip == "0.0.0.0" || other.ip == "0.0.0.0")
-    }
-}
 
 /// What is remembered of a pod on a node.
 #[derive(Clone, Debug, Default)]
@@ -114,19 +97,6 @@ impl PodInfo {
     pub fn key(&self) -> String {
         format!("{}/{}", self.namespace, self.name)
     }
-}
-
-fn host_ports(pod: &Pod) -> Vec<HostPort> {
-    let sidecars = pod.spec.init_containers.iter().filter(|container| container.restart_policy == "Always");
-    let ports = pod.spec.containers.iter().chain(sidecars).flat_map(|container| &container.ports);
-    ports
-        .filter_map(|port| {
-            let number = port.host_port.filter(|number| *number > 0)?;
-            let ip = if port.host_ip.is_empty() { "0.0.0.0" } else { &port.host_ip };
-            let protocol = if port.protocol.is_empty() { "TCP" } else { &port.protocol };
-            Some(HostPort { ip: ip.to_owned(), protocol: protocol.to_owned(), port: number })
-        })
-        .collect()
 }
 
 impl Pending {
@@ -290,13 +260,5 @@ mod tests {
         assert!(snapshot.node("n").is_none());
         snapshot.remove_pod("a/y");
         assert!(snapshot.nodes.is_empty());
-    }
-
-    #[test]
-    fn a_wildcard_host_address_clashes_with_all() {
-        let port = |ip: &str| HostPort { ip: ip.into(), protocol: "TCP".into(), port: 80 };
-        assert!(port("0.0.0.0").clashes(&port("10.0.0.1")));
-        assert!(!port("10.0.0.2").clashes(&port("10.0.0.1")));
-        assert!(!port("0.0.0.0").clashes(&HostPort { protocol: "UDP".into(), ..port("0.0.0.0") }));
     }
 }

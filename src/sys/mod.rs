@@ -2,6 +2,7 @@
 
 pub mod bpf;
 pub mod cgroup;
+pub mod dbus;
 pub mod mailbox;
 pub mod mount;
 pub mod netns;

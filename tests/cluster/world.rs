@@ -11,7 +11,8 @@ use edgelet::store::MemoryStore;
 use edgelet::supervise::Tree;
 use edgelet::telemetry::Trace;
 use serde_json::{Value, json};
-use std::sync::Arc;
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::task::AbortHandle;
 
@@ -20,7 +21,11 @@ pub struct World {
     pub clock: Clock,
     pub trace: Arc<Trace>,
     pub tree: Tree,
+    cut: Cut,
 }
+
+/// Nodes whose kubelets hear and do nothing.
+type Cut = Arc<Mutex<BTreeSet<String>>>;
 
 impl World {
     /// The loops run, and pods of these nodes become ready as soon as they are bound.
@@ -31,8 +36,13 @@ impl World {
         let config = RegistryConfig::default();
         let registry = Arc::new(Registry::new(config, store, kinds.clone(), clock.clone(), trace.clone()));
         let client = |component| Client::Local(Local::new(registry.clone(), component));
-        let mut world =
-            Self { client: client("test"), clock: clock.clone(), trace: trace.clone(), tree: Tree::default() };
+        let mut world = Self {
+            client: client("test"),
+            clock: clock.clone(),
+            trace: trace.clone(),
+            tree: Tree::default(),
+            cut: Cut::default(),
+        };
         world.create(NAMESPACES, "", json!({"metadata": {"name": "default"}})).await;
         for node in nodes {
             world.add_node(node).await;
@@ -43,7 +53,7 @@ impl World {
         let shutdown = world.tree.shutdown();
         let scheduler = scheduler::run(client("scheduler"), informers.clone(), clock.clone(), trace, shutdown);
         world.tree.spawn("scheduler", scheduler);
-        world.tree.spawn("kubelets", kubelets(client("kubelet"), informers, clock));
+        world.tree.spawn("kubelets", kubelets(client("kubelet"), informers, clock, world.cut.clone()));
         world
     }
 
@@ -53,6 +63,22 @@ impl World {
         let metadata = json!({"name": name, "labels": {"kubernetes.io/hostname": name}});
         self.create(NODES, "", json!({"metadata": metadata, "status": status})).await;
         self.patch(NODES, "", name, "status", json!({"status": status})).await;
+    }
+
+    /// The kubelet of a node is cut off: it neither runs nor ends pods.
+    pub fn cut(&self, node: &str) {
+        self.cut.lock().unwrap().insert(node.to_owned());
+    }
+
+    /// It is back, and looks at its pods again.
+    pub async fn mend(&self, node: &str) {
+        self.cut.lock().unwrap().remove(node);
+        for pod in self.list(PODS, "").await {
+            if pod.str_at(&["spec", "nodeName"]) == node {
+                let patch = json!({"metadata": {"annotations": {"test/seen": self.clock.now_rfc3339()}}});
+                self.patch(PODS, pod.namespace(), pod.name(), "", patch).await;
+            }
+        }
     }
 
     /// These nodes give signs of life from now on, until the handle is aborted.
@@ -142,14 +168,15 @@ pub async fn renew(client: &Client, clock: &Clock, node: &str) {
 }
 
 /// Every node's kubelet: what is bound runs, what is terminating ends. A pod annotated `test/never-ready` stays unready.
-async fn kubelets(client: Client, informers: Informers, clock: Clock) {
+async fn kubelets(client: Client, informers: Informers, clock: Clock, cut: Cut) {
     let mut pods = informers.all(PODS).subscribe();
     let mut address = 0;
     loop {
         let change = pods.next().await;
         let Some(pod) = change.new.as_ref().and_then(|item| item.object().ok()) else { continue };
         let (namespace, name) = (pod.namespace().to_owned(), pod.name().to_owned());
-        if pod.str_at(&["spec", "nodeName"]).is_empty() {
+        let node = pod.str_at(&["spec", "nodeName"]);
+        if node.is_empty() || cut.lock().unwrap().contains(node) {
             continue;
         }
         if pod.deletion_timestamp().is_some() {

@@ -2,6 +2,7 @@
 
 use super::meta::{Condition, LabelSelector, Meta};
 use serde_json::Value;
+use std::collections::BTreeMap;
 
 views! {
     Deployment { metadata: Meta, spec: DeploymentSpec, status: DeploymentStatus, }
@@ -66,4 +67,18 @@ views! {
 
     /// What a DaemonSet or StatefulSet was at one time.
     ControllerRevision { metadata: Meta, data: Value, revision: i64, }
+
+    PodDisruptionBudget { metadata: Meta, spec: PodDisruptionBudgetSpec, status: PodDisruptionBudgetStatus, }
+    /// `minAvailable` and `maxUnavailable`: numbers or percentages, as written; null when not given.
+    PodDisruptionBudgetSpec { selector: Option<LabelSelector>, min_available: Value, max_unavailable: Value, }
+    PodDisruptionBudgetStatus {
+        observed_generation: i64,
+        disruptions_allowed: i64,
+        current_healthy: i64,
+        desired_healthy: i64,
+        expected_pods: i64,
+        /// When the eviction of a pod was granted, by the pod's name.
+        disrupted_pods: BTreeMap<String, String>,
+        conditions: Vec<Condition>,
+    }
 }

@@ -35,9 +35,34 @@ pub fn unknown_conditions(node: &Node, now: Timestamp) -> Vec<Value> {
     doubtful.collect()
 }
 
+/// Whether a node that is not ready may be given up, that is, evict its pods.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Giving {
+    Up,
+    /// Not now; a node that was stays so.
+    No,
+    /// No, and who was is taken back.
+    Back,
+}
+
+/// Whether the node is not ready or is silent.
+pub fn is_lost(node: &Node, silent: bool) -> bool {
+    silent || node.condition("Ready").is_some_and(|ready| ready.status != "True")
+}
+
+/// Whether the node's pods are evicted for its being lost.
+pub fn is_given_up(node: &Node) -> bool {
+    node.spec
+        .taints
+        .iter()
+        .any(|taint| taint.effect == "NoExecute" && (taint.key == NOT_READY || taint.key == UNREACHABLE))
+}
+
 /// All taints the node should bear, or nothing when it bears them. People's own taints stay.
-pub fn taints(node: &Node, silent: bool, now: Timestamp) -> Option<Vec<Taint>> {
-    let wanted = wanted(node, silent);
+pub fn taints(node: &Node, silent: bool, giving: Giving, now: Timestamp) -> Option<Vec<Taint>> {
+    let mut wanted = wanted(node, silent);
+    let evicts = giving == Giving::Up || (giving == Giving::No && is_given_up(node));
+    wanted.retain(|(_, effect)| evicts || *effect != "NoExecute");
     let managed = |taint: &Taint| {
         let pressure = taint.effect == "NoSchedule" && PRESSURES.iter().any(|(_, key)| *key == taint.key);
         let life = matches!(taint.effect.as_str(), "NoSchedule" | "NoExecute")
@@ -109,7 +134,7 @@ mod tests {
 
     fn shown(node: &Node, silent: bool) -> Option<Vec<String>> {
         let words = |taint: &Taint| format!("{}:{}", taint.key.rsplit('/').next().unwrap_or_default(), taint.effect);
-        taints(node, silent, now()).map(|taints| taints.iter().map(words).collect())
+        taints(node, silent, Giving::Up, now()).map(|taints| taints.iter().map(words).collect())
     }
 
     #[test]
@@ -129,6 +154,25 @@ mod tests {
         );
         let pressed = json!([{"type": "Ready", "status": "True"}, {"type": "DiskPressure", "status": "True"}]);
         assert_eq!(shown(&node(pressed, json!({})), false), Some(vec!["disk-pressure:NoSchedule".into()]));
+    }
+
+    #[test]
+    fn a_lost_node_evicts_only_when_it_is_given_up() {
+        let effects = |node: &Node, giving| {
+            let taints = taints(node, true, giving, now()).unwrap_or_else(|| node.spec.taints.clone());
+            taints.iter().map(|taint| taint.effect.clone()).collect::<Vec<_>>()
+        };
+        let before = node(ready("True"), json!({}));
+        assert_eq!(effects(&before, Giving::Up), ["NoSchedule", "NoExecute"]);
+        assert_eq!(effects(&before, Giving::No), ["NoSchedule"]);
+        let lost = node(
+            ready("Unknown"),
+            json!({"taints": [
+            {"key": UNREACHABLE, "effect": "NoSchedule"}, {"key": UNREACHABLE, "effect": "NoExecute"}]}),
+        );
+        assert_eq!(effects(&lost, Giving::No), ["NoSchedule", "NoExecute"]);
+        assert_eq!(effects(&lost, Giving::Back), ["NoSchedule"]);
+        assert!(is_given_up(&lost) && !is_given_up(&before));
     }
 
     #[test]

@@ -2,11 +2,12 @@
 
 mod eviction;
 mod health;
+mod zone;
 
 use super::Tools;
 use super::runner::{Reconcile, Source};
 use crate::api::status::Result;
-use crate::api::view::node::{Lease, Node};
+use crate::api::view::node::{Lease, Node, Taint};
 use crate::client::events::Type;
 use crate::client::informer::{Change, Scope};
 use crate::client::{DeleteOptions, PatchType};
@@ -14,27 +15,43 @@ use crate::client::{EventRecorder, Informer, Item, LEASES, NODES, ObjectRef, POD
 use crate::clock::{monotonic, rfc3339};
 use eviction::{PodFacts, Stay, stay};
 use futures_util::future::BoxFuture;
+use health::Giving;
 use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::time::Instant;
+use zone::{Health, Pace};
 
 const LEASE_NAMESPACE: &str = "kube-node-lease";
 /// How long a node must be gone before its pods are.
 const QUARANTINE: Duration = Duration::from_secs(40);
 /// Name of the index of pods by node.
-const BY_NODE: &str = "node";
+pub const BY_NODE: &str = "node";
 
 /// What was seen of a node and when, in monotonic time: clocks of boards differ, and jump when NTP finds them.
 struct Seen {
     uid: String,
     sign_of_life: String,
     at: Instant,
+    zone: String,
+    /// What its condition Ready says, whatever we heard.
+    ready: bool,
     /// Since when it has had NoExecute taints.
     tainted: Option<Timestamp>,
+}
+
+/// What keeps many nodes from being given up at once.
+#[derive(Default)]
+struct Storm {
+    /// Every node was lost when it was looked at last.
+    total: bool,
+    /// After that, nobody is given up before this time.
+    resume: Option<Instant>,
+    /// By zone, when its next node may be given up.
+    next: HashMap<String, Instant>,
 }
 
 /// When the node itself last wrote its conditions.
@@ -71,6 +88,7 @@ pub struct Controller {
     leases: Informer,
     pods: Informer,
     seen: Mutex<HashMap<String, Seen>>,
+    storm: Mutex<Storm>,
     /// When nodes that pods name were first missed.
     missing: Mutex<HashMap<String, Instant>>,
 }
@@ -85,7 +103,16 @@ impl Controller {
             let name = change.key.rsplit('/').next().unwrap_or_default();
             vec![format!("/{name}")]
         };
-        let sources = vec![Source::own(&nodes), Source::new(&leases, of_lease), Source::new(&pods, node_of_placed)];
+        let of_recovery = {
+            let nodes = nodes.clone();
+            move |change: &Change| lost_nodes_after(change, &nodes)
+        };
+        let sources = vec![
+            Source::own(&nodes),
+            Source::new(&nodes, of_recovery),
+            Source::new(&leases, of_lease),
+            Source::new(&pods, node_of_placed),
+        ];
         let controller = Self {
             tools: tools.clone(),
             recorder: tools.recorder("node-controller"),
@@ -94,6 +121,7 @@ impl Controller {
             leases,
             pods,
             seen: Mutex::default(),
+            storm: Mutex::default(),
             missing: Mutex::default(),
         };
         (Arc::new(controller), sources)
@@ -111,7 +139,8 @@ impl Controller {
         let (quiet, tainted) = self.observe(&node, &item, now)?;
         let silent = quiet >= self.grace;
         let left = self.grace.saturating_sub(quiet);
-        let taints = health::taints(&node, silent, now);
+        let (giving, wait) = self.giving(&node, silent);
+        let taints = health::taints(&node, silent, giving, now);
         if let Some(taints) = &taints {
             // The revision guards taints that people set meanwhile.
             let patch = json!({"metadata": {"resourceVersion": node.metadata.resource_version},
@@ -122,8 +151,51 @@ impl Controller {
             self.doubt(&node, now).await?;
         }
         let taints = taints.as_ref().unwrap_or(&node.spec.taints);
-        let next = self.evict(name, taints, tainted.unwrap_or(now), now).await?;
-        Ok([(!silent).then_some(left), next].into_iter().flatten().min())
+        let next = self.evict(name, taints, silent, tainted.unwrap_or(now), now).await?;
+        Ok([(!silent).then_some(left), wait, next].into_iter().flatten().min())
+    }
+
+    /// Whether the node may be given up now, and if not, when to ask again.
+    fn giving(&self, node: &Node, silent: bool) -> (Giving, Option<Duration>) {
+        if !health::is_lost(node, silent) {
+            return (Giving::Up, None);
+        }
+        let seen = self.seen.lock().expect("no panic while locked");
+        let mut storm = self.storm.lock().expect("no panic while locked");
+        let (zone, now) = (zone::zone_of(&node.metadata.labels), monotonic());
+        let pace = zone::pace(&self.zones(&seen), &zone);
+        if std::mem::replace(&mut storm.total, pace == Pace::Never) && !storm.total {
+            // We were cut off, not they: everybody gets the full grace again.
+            storm.resume = Some(now + self.grace);
+        }
+        let resume = storm.resume.filter(|resume| *resume > now);
+        match pace {
+            Pace::Never => (Giving::Back, None),
+            Pace::Stopped => (Giving::No, Some(self.grace / 4)),
+            Pace::Every(_) if resume.is_some() => (Giving::No, resume.map(|resume| resume - now)),
+            Pace::Every(_) if health::is_given_up(node) => (Giving::Up, None),
+            Pace::Every(interval) => {
+                if let Some(next) = storm.next.get(&zone).filter(|next| **next > now) {
+                    return (Giving::No, Some(*next - now));
+                }
+                storm.next.insert(zone, now + interval);
+                (Giving::Up, None)
+            }
+        }
+    }
+
+    fn zones(&self, seen: &HashMap<String, Seen>) -> BTreeMap<String, Health> {
+        let mut zones: BTreeMap<String, Health> = BTreeMap::new();
+        for one in seen.values() {
+            let (zone, quiet) = (zones.entry(one.zone.clone()).or_default(), one.at.elapsed());
+            if one.ready && quiet < self.grace {
+                zone.ready += 1;
+                zone.sure += usize::from(quiet < self.grace / 2);
+            } else {
+                zone.lost += 1;
+            }
+        }
+        zones
     }
 
     /// How long the node has given no sign of life, and since when it has had NoExecute taints.
@@ -136,7 +208,15 @@ impl Controller {
         let new = all.get(name).is_none_or(|seen| seen.uid != node.metadata.uid);
         if new {
             let uid = node.metadata.uid.clone();
-            all.insert(name.clone(), Seen { uid, sign_of_life: renewed.clone(), at: monotonic(), tainted: None });
+            let fresh = Seen {
+                uid,
+                sign_of_life: renewed.clone(),
+                at: monotonic(),
+                zone: String::new(),
+                ready: true,
+                tainted: None,
+            };
+            all.insert(name.clone(), fresh);
             let about = ObjectRef::new("v1", "Node", &node.metadata);
             let message = format!("Node {name} event: Registered Node {name} in Controller");
             self.recorder.event(&about, Type::Normal, "RegisteredNode", message);
@@ -145,6 +225,8 @@ impl Controller {
         if seen.sign_of_life != renewed {
             (seen.sign_of_life, seen.at) = (renewed, monotonic());
         }
+        seen.zone = zone::zone_of(&node.metadata.labels);
+        seen.ready = !health::is_lost(node, false);
         let evicts = node.spec.taints.iter().any(|taint| taint.effect == "NoExecute");
         seen.tainted = evicts.then(|| seen.tainted.unwrap_or(now));
         Ok((seen.at.elapsed(), seen.tainted))
@@ -174,7 +256,8 @@ impl Controller {
     async fn evict(
         &self,
         name: &str,
-        taints: &[crate::api::view::node::Taint],
+        taints: &[Taint],
+        silent: bool,
         since: Timestamp,
         now: Timestamp,
     ) -> Result<Option<Duration>> {
@@ -196,7 +279,13 @@ impl Controller {
                     self.recorder.event(&about, Type::Normal, "TaintManagerEviction", message);
                     let why =
                         disruption("DeletionByTaintManager", "Taint manager: deleting due to NoExecute taint", now);
-                    self.patch_pod_status(pod, json!({"conditions": [why]})).await?;
+                    let mut status = json!({"conditions": [why]});
+                    if silent {
+                        let pod = &pod.metadata.name;
+                        status["reason"] = "NodeLost".into();
+                        status["message"] = format!("Node {name} which was running pod {pod} is unresponsive").into();
+                    }
+                    self.patch_pod_status(pod, status).await?;
                     self.delete_pod(pod, None).await?;
                 }
             }
@@ -265,9 +354,23 @@ fn disruption(reason: &str, message: &str, now: Timestamp) -> Value {
         "lastTransitionTime": rfc3339(now)})
 }
 
-fn node_of(item: &Item) -> Vec<String> {
+/// What the index `BY_NODE` finds a pod under.
+pub fn node_of(item: &Item) -> Vec<String> {
     let node = item.view::<PodFacts>().map(|pod| pod.spec.node_name).unwrap_or_default();
     (!node.is_empty()).then_some(node).into_iter().collect()
+}
+
+/// When a node becomes ready or stops being so, other lost nodes may be given up sooner or later than before.
+fn lost_nodes_after(change: &Change, nodes: &Informer) -> Vec<String> {
+    let ready = |item: &Option<Item>| {
+        let node: Node = item.as_ref()?.view().ok()?;
+        Some(!health::is_lost(&node, false))
+    };
+    if ready(&change.old) == ready(&change.new) {
+        return Vec::new();
+    }
+    let lost = nodes.list().into_iter().filter_map(|item| item.view::<Node>().ok());
+    lost.filter(|node| health::is_lost(node, false)).map(|node| node.metadata.key()).collect()
 }
 
 /// The node of a pod that was placed, or whose tolerations changed; other changes of pods mean nothing here.

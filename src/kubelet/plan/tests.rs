@@ -294,7 +294,8 @@ fn active_deadline_fails_the_pod() {
     spec["terminationGracePeriodSeconds"] = json!(3);
     let case = Case::new(spec.clone()).prepared().running("a");
     assert_eq!(case.short(), ["stop a 3"]);
-    let status = case.status();
+    assert_eq!(case.status()["phase"], "Running", "until nothing runs any more");
+    let status = Case::new(spec.clone()).prepared().exited("a", 0, 137).status();
     assert_eq!((status["phase"].as_str(), status["reason"].as_str()), (Some("Failed"), Some("DeadlineExceeded")));
     let mut earlier = Case::new(spec).prepared().running("a");
     earlier.now = at(40);

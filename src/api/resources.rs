@@ -1,7 +1,7 @@
-//! What a pod asks for and what a node has, in whole numbers.
+//! What a pod takes of a node and what a node has: amounts in whole numbers, and host ports.
 
 use crate::api::quantity::Quantity;
-use crate::api::view::pod::{Container, PodSpec, ResourceRequirements};
+use crate::api::view::pod::{Container, Pod, PodSpec, ResourceRequirements};
 use serde_json::Value;
 use std::collections::BTreeMap;
 
@@ -121,6 +121,37 @@ fn override_with_pod_level(total: &mut Resources, spec: &PodSpec) {
     }
 }
 
+/// A port a pod takes on its node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostPort {
+    pub ip: String,
+    pub protocol: String,
+    pub port: u16,
+}
+
+impl HostPort {
+    /// The wildcard address clashes with every address.
+    pub fn clashes(&self, other: &Self) -> bool {
+        self.port == other.port
+            && self.protocol == other.protocol
+            && (self.ip == other.ip || self.ip == "0.0.0.0" || other.ip == "0.0.0.0")
+    }
+}
+
+/// Ports of containers and sidecars that the node itself gives.
+pub fn host_ports(pod: &Pod) -> Vec<HostPort> {
+    let sidecars = pod.spec.init_containers.iter().filter(|container| container.restart_policy == "Always");
+    let ports = pod.spec.containers.iter().chain(sidecars).flat_map(|container| &container.ports);
+    ports
+        .filter_map(|port| {
+            let number = port.host_port.filter(|number| *number > 0)?;
+            let ip = if port.host_ip.is_empty() { "0.0.0.0" } else { &port.host_ip };
+            let protocol = if port.protocol.is_empty() { "TCP" } else { &port.protocol };
+            Some(HostPort { ip: ip.to_owned(), protocol: protocol.to_owned(), port: number })
+        })
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -163,5 +194,13 @@ mod tests {
         let spec = spec(json!({"containers": [{}, {"resources": {"requests": {"cpu": "1", "memory": "1"}}}]}));
         let requests = requests(&spec);
         assert_eq!(scored(&spec, &requests), (1100, SCORED_MEMORY_BYTES + 1));
+    }
+
+    #[test]
+    fn a_wildcard_host_address_clashes_with_all() {
+        let port = |ip: &str| HostPort { ip: ip.into(), protocol: "TCP".into(), port: 80 };
+        assert!(port("0.0.0.0").clashes(&port("10.0.0.1")));
+        assert!(!port("10.0.0.2").clashes(&port("10.0.0.1")));
+        assert!(!port("0.0.0.0").clashes(&HostPort { protocol: "UDP".into(), ..port("0.0.0.0") }));
     }
 }
