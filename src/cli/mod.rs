@@ -2,6 +2,7 @@
 //! Errors are printed here, once, with their causes.
 
 mod apply;
+mod attach;
 mod certificate;
 mod check;
 mod connect;
@@ -15,6 +16,9 @@ mod local;
 mod logs;
 mod manifest;
 mod node;
+mod pod;
+mod port_forward;
+mod remote_command;
 mod server;
 mod token;
 mod trace;
@@ -61,6 +65,10 @@ enum Command {
     Logs(logs::Arguments),
     /// Run a command in a pod
     Exec(exec::Arguments),
+    /// See and feed a container that runs
+    Attach(attach::Arguments),
+    /// Lead local ports to ports in a pod
+    PortForward(port_forward::Arguments),
     /// Work on the images of this machine
     Image(image::Arguments),
     /// Say what this machine lacks, and the line that mends it
@@ -94,6 +102,8 @@ pub fn main() -> ExitCode {
         Command::Delete(arguments) => block_on(delete::run(arguments)),
         Command::Logs(arguments) => block_on(logs::run(arguments)),
         Command::Exec(arguments) => block_on(exec::run(arguments)),
+        Command::Attach(arguments) => block_on(attach::run(arguments)),
+        Command::PortForward(arguments) => block_on(port_forward::run(arguments)),
         Command::Image(arguments) => block_on(image::run(arguments)),
         Command::Check(arguments) => check::run(&arguments),
         Command::Trace(arguments) => block_on(trace::run(arguments)),

@@ -104,9 +104,9 @@ fn end(board: Board, kubectl: &Path) {
     board.end();
 }
 
-fn exec(board: &Board, kubectl: &Path) {
+fn exec(board: &Board, program: &Path) {
     let run = |arguments: &[&str], input: &[u8]| {
-        fed(board, kubectl, &[&["exec", "-i", "net", "-c", "web", "--"], arguments].concat(), input)
+        fed(board, program, &[&["exec", "-i", "net", "-c", "web", "--"], arguments].concat(), input)
     };
     let failed = run(&["sh", "-c", "echo out; echo err >&2; exit 7"], b"");
     assert_eq!(failed.status.code(), Some(7), "{failed:?}");
@@ -126,19 +126,19 @@ fn exec(board: &Board, kubectl: &Path) {
     let missing = run(&["no-such-program"], b"");
     assert!(!missing.status.success());
     assert!(text(&missing.stderr).contains("error executing command in container"), "{}", text(&missing.stderr));
-    let none = fed(board, kubectl, &["exec", "net", "-c", "none", "--", "true"], b"");
+    let none = fed(board, program, &["exec", "net", "-c", "none", "--", "true"], b"");
     assert!(text(&none.stderr).contains("none"), "{}", text(&none.stderr));
 }
 
-fn attach(board: &Board, kubectl: &Path) {
+fn attach(board: &Board, kubectl: &Path, program: &Path) {
     // The container ends with its input, and with 3: that is in its status, not in the client's exit code.
-    let attached = fed(board, kubectl, &["attach", "-i", "lines"], b"one\ntwo\n");
+    let attached = fed(board, program, &["attach", "-i", "lines"], b"one\ntwo\n");
     assert!(attached.status.success(), "{attached:?}");
     assert_eq!(text(&attached.stdout), "got one\ngot two\n");
     let code = ["get", "pod", "lines", "-o", "jsonpath={.status.containerStatuses[0].state.terminated.exitCode}"];
     board.until("the container has ended", || board.kubectl(kubectl, &code) == "3");
 
-    let terminal = format!("stty rows 41 cols 101; exec {} attach -it terminal", kubectl.display());
+    let terminal = format!("stty rows 41 cols 101; exec {} attach -it terminal", program.display());
     let mut running = board.running(Path::new("timeout"), &["60", "script", "-qefc", &terminal, "/dev/null"]);
     let mut screen = BufReader::new(running.0.stdout.take().unwrap());
     let mut keys = running.0.stdin.take().unwrap();
@@ -152,19 +152,32 @@ fn attach(board: &Board, kubectl: &Path) {
             seen.push_str(&line);
         }
     };
-    board.until("kubectl is attached", || {
+    board.until("the terminal has the client's size", || {
         let size = "stty size < /proc/1/fd/0";
         board.kubectl(kubectl, &["exec", "terminal", "--", "sh", "-c", size]).contains("41 101")
     });
     type_until("echo sum $((40+2))\n", "sum 42");
     type_until("stty size\n", "41 101");
     drop(running);
+}
 
+fn run_once(board: &Board, kubectl: &Path) {
     let run = ["run", "once", "-i", "--rm", "--restart=Never", "--image=localhost/busybox:v1", "--quiet", "--"];
     let command = ["sh", "-c", "read line; echo \"read $line\"; exit 5"];
     let once = fed(board, kubectl, &[&run[..], &command].concat(), b"hello\n");
     assert_eq!(once.status.code(), Some(5), "{once:?}");
     assert!(text(&once.stdout).contains("read hello\n"), "{once:?}");
+}
+
+/// A container that is added to a pod that runs, looked at by exec and logs.
+fn debug(board: &Board, kubectl: &Path) {
+    let command = ["sh", "-c", "echo debugging; exec sleep 1000"];
+    let debug = ["debug", "net", "-c", "debugger", "--image=localhost/busybox:v1", "--attach=false", "--"];
+    board.kubectl(kubectl, &[&debug[..], &command].concat());
+    let logs = ["logs", "net", "-c", "debugger"];
+    board.until("the debugger runs", || text(&board.kubectl_output(kubectl, &logs, "").stdout) == "debugging\n");
+    let page = ["exec", "net", "-c", "debugger", "--", "wget", "-qO-", "http://127.0.0.1:8080/"];
+    assert_eq!(board.kubectl(kubectl, &page), "localhost/busybox:v1");
 }
 
 fn copy(board: &Board, kubectl: &Path) {
@@ -242,7 +255,8 @@ fn kubectl_1_20_streams_over_spdy() {
     let Some(kubectl) = harness::tool("kubectl-1.20") else { return };
     let board = ready("streams-spdy", &kubectl);
     exec(&board, &kubectl);
-    attach(&board, &kubectl);
+    attach(&board, &kubectl, &kubectl);
+    run_once(&board, &kubectl);
     copy(&board, &kubectl);
     port_forward(&board, &kubectl);
     end(board, &kubectl);
@@ -256,11 +270,27 @@ fn the_newest_kubectl_streams_over_websockets() {
     let Some(kubectl) = harness::tool("kubectl-1.37") else { return };
     let board = ready("streams-websocket", &kubectl);
     exec(&board, &kubectl);
-    attach(&board, &kubectl);
+    attach(&board, &kubectl, &kubectl);
+    run_once(&board, &kubectl);
     copy(&board, &kubectl);
     port_forward(&board, &kubectl);
+    debug(&board, &kubectl);
     other_clients(&board);
     proxied(&board, &kubectl);
+    end(board, &kubectl);
+}
+
+#[test]
+fn edgelet_streams_as_kubectl_does() {
+    if !harness::can_run() {
+        return;
+    }
+    let Some(kubectl) = harness::tool("kubectl-1.37") else { return };
+    let edgelet = Path::new(env!("CARGO_BIN_EXE_edgelet"));
+    let board = ready("streams-edgelet", &kubectl);
+    exec(&board, edgelet);
+    attach(&board, &kubectl, edgelet);
+    port_forward(&board, edgelet);
     end(board, &kubectl);
 }
 

@@ -9,8 +9,10 @@ use crate::runtime::{ContainerState, ExecOutput, ExecRequest, ExecSession, Reaso
 use crate::sys::{Stream, netns, process};
 use bytes::{Bytes, BytesMut};
 use rustix::pipe::{PipeFlags, pipe_with};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::io::ErrorKind;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -269,22 +271,32 @@ impl LibcontainerRuntime {
         let namespace = pod.state().record.netns.clone();
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let connect = async {
-            match namespace {
-                // A socket belongs to the namespace it was made in, wherever it is used.
-                Some(path) => netns::enter(&path, TcpSocket::new_v4).await?.connect(address).await,
-                None => TcpStream::connect(address).await,
+            match dial(namespace.as_deref(), address).await {
+                // What listens on `::1` alone.
+                Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
+                    let address = SocketAddr::from((Ipv6Addr::LOCALHOST, port));
+                    dial(namespace.as_deref(), address).await.map_err(|_| error)
+                }
+                connected => connected,
             }
         };
         let failed = |why: String| other(format!("failed to dial {port}: dial tcp4 {address}: {why}"));
         match tokio::time::timeout(FORWARD_TIMEOUT, connect).await {
             Ok(Ok(stream)) => Ok(Box::new(stream)),
-            Ok(Err(error)) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
+            Ok(Err(error)) if error.kind() == ErrorKind::ConnectionRefused => {
                 Err(failed("connect: connection refused".to_owned()))
             }
             Ok(Err(error)) => Err(failed(error.to_string())),
             Err(_) => Err(failed("i/o timeout".to_owned())),
         }
     }
+}
+
+async fn dial(namespace: Option<&Path>, address: SocketAddr) -> std::io::Result<TcpStream> {
+    let Some(path) = namespace else { return TcpStream::connect(address).await };
+    let socket = move || if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
+    // A socket belongs to the namespace it was made in, wherever it is used.
+    netns::enter(path, socket).await?.connect(address).await
 }
 
 /// Whether there may be more. What is over the limit is read, so that the command goes on, and dropped.
