@@ -7,7 +7,7 @@ use edgelet::client::kubeconfig::Access;
 use futures_util::{SinkExt, StreamExt};
 use harness::{Board, Running};
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Shutdown, TcpStream};
+use std::net::{Shutdown, TcpStream, ToSocketAddrs};
 use std::path::Path;
 use std::process::Output;
 use std::time::{Duration, Instant};
@@ -201,9 +201,9 @@ fn forwarded(board: &Board, program: &Path, what: &str, port: u16) -> (Running, 
 }
 
 /// Sends, ends its side, and gets all of it back.
-fn echo(port: u16, sent: &[u8]) -> Duration {
+fn echo(address: impl ToSocketAddrs, sent: &[u8]) -> Duration {
     let begun = Instant::now();
-    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
     let mut received = Vec::with_capacity(sent.len());
     std::thread::scope(|scope| {
@@ -220,18 +220,23 @@ fn echo(port: u16, sent: &[u8]) -> Duration {
 }
 
 fn port_forward(board: &Board, program: &Path) {
+    let ip = board.edgelet(&["get", "pod", "net", "-o", "json"]).stdout;
+    let ip: serde_json::Value = serde_json::from_slice(&ip).unwrap();
+    let ip = ip["status"]["podIP"].as_str().unwrap();
     let (_running, local) = forwarded(board, program, "pod/net", 7000);
     std::thread::scope(|scope| {
         // A namespace is entered by a thread for good.
         let one = scope.spawn(|| {
             board.enter();
-            echo(local, &bytes(3, 10 * MEGABYTE))
+            let sent = bytes(3, 10 * MEGABYTE);
+            (echo(("127.0.0.1", local), &sent), echo((ip, 7000), &sent))
         });
-        eprintln!("port-forward: 10 MB there and back in {:?}", one.join().unwrap());
+        let (forwarded, direct) = one.join().unwrap();
+        eprintln!("10 MB there and back: port-forward {forwarded:?}, the pod's own address {direct:?}");
         for seed in 10..18 {
             scope.spawn(move || {
                 board.enter();
-                echo(local, &bytes(seed, MEGABYTE));
+                echo(("127.0.0.1", local), &bytes(seed, MEGABYTE));
             });
         }
     });

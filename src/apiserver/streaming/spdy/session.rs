@@ -19,8 +19,8 @@ const STREAMS_LIMIT: usize = 512;
 const OPENED_LIMIT: usize = 8;
 /// Frames on their way to the client.
 const FRAMES_LIMIT: usize = 4;
-/// Chunks of a stream that are not yet taken: with the chunk's size, a window.
-const CHUNKS_LIMIT: usize = 4;
+/// Chunks of a stream that are not yet taken; with the other limits, 8 MiB a session.
+const CHUNKS_LIMIT: usize = 2;
 const CHUNK_BYTES: usize = 16 << 10;
 /// How long the client may take to read the end and to close its side.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);

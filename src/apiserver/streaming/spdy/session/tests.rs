@@ -60,7 +60,9 @@ async fn echo(mut incoming: mpsc::Receiver<Stream>) {
     while let Some(mut stream) = incoming.recv().await {
         tokio::spawn(async move {
             let name = stream.headers.get("name").to_owned();
-            stream.writer.send(name.as_bytes()).await.unwrap();
+            if stream.writer.send(name.as_bytes()).await.is_err() {
+                return;
+            }
             while let Some(chunk) = stream.reader.next().await {
                 if stream.writer.send(&chunk).await.is_err() {
                     return;
@@ -200,4 +202,35 @@ async fn windows_are_kept_with_a_client_that_names_one() {
     assert_eq!(updates[..2], [(1, 32 << 10), (0, 32 << 10)]);
     client.put(&frame::window_update(0, 1 << 20)).await;
     assert!(matches!(client.see().await, Some((0, 1, 0, _))));
+}
+
+/// Half of the frames make sense, and all of their lengths are right, so that the others reach the parsers.
+#[tokio::test(start_paused = true)]
+async fn whatever_comes_is_survived() {
+    for seed in 0..500 {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let mut client = Client::of(echo);
+        for _ in 0..20 {
+            let kind = random.u16(0..12);
+            let payload: Vec<u8> = match (kind, random.bool()) {
+                (1, true) => {
+                    let block = client.deflater.block(&[("streamtype", "data"), ("requestid", "1")]);
+                    [&[0, 0, 0, random.u8(..16)], &[0; 6][..], &block].concat()
+                }
+                _ => (0..random.usize(..32)).map(|_| random.u8(..)).collect(),
+            };
+            let length = (payload.len() as u32).to_be_bytes();
+            let head = match kind {
+                0 => [0, 0, 0, random.u8(..8), random.u8(..2), length[1], length[2], length[3]],
+                _ => [0x80, 3, 0, kind as u8, random.u8(..4), length[1], length[2], length[3]],
+            };
+            // The session may be over.
+            if client.io.write_all(&[&head[..], &payload].concat()).await.is_err() {
+                break;
+            }
+        }
+        client.io.shutdown().await.unwrap();
+        while client.io.read(&mut [0; 1024]).await.unwrap() > 0 {}
+        client.server.await.unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+    }
 }
