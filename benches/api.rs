@@ -22,6 +22,8 @@ use edgelet::tunnel::Tunnels;
 use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http1::SendRequest;
 use hyper_util::rt::TokioIo;
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -63,12 +65,16 @@ async fn serve(ready: &Ready) {
     let kinds = Kinds::default();
     let registry = Arc::new(Registry::new(RegistryConfig::default(), store, kinds, clock.clone(), Arc::default()));
     let pki = Pki::open(dir.path(), "https://kubernetes.default.svc", clock.clone()).unwrap();
-    let facts =
-        ServerFacts { address: Ipv4Addr::new(192, 0, 2, 1), port: 6443, client_ca_pem: pki.ca_pem().to_owned() };
+    let facts = ServerFacts { address: Ipv4Addr::new(192, 0, 2, 1), port: 6443, client_ca_pem: pki.ca_pem() };
     registry.bootstrap(&facts).await.unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let config = ApiServerConfig { advertise: address.to_string(), names: ServerNames::default(), anonymous: false };
+    let config = ApiServerConfig {
+        advertise: address.to_string(),
+        names: ServerNames::default(),
+        anonymous: false,
+        cluster: serde_json::Value::Null,
+    };
     let tls = client_tls(&pki);
     let server = ApiServer::new(config, registry, pki, Tunnels::default(), clock);
     let tree = Tree::default();
@@ -78,7 +84,8 @@ async fn serve(ready: &Ready) {
 
 fn client_tls(pki: &Pki) -> rustls::ClientConfig {
     let mut roots = rustls::RootCertStore::empty();
-    roots.add(pki.ca_der().clone()).unwrap();
+    let authority = CertificateDer::from_pem_slice(pki.ca_pem().as_bytes()).unwrap();
+    roots.add(authority).unwrap();
     let (certificate, key) = pki.issue_client("bench", Some("system:masters")).unwrap().der().unwrap();
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
