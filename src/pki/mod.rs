@@ -2,6 +2,7 @@
 //! that signs ServiceAccount tokens. All of it is files in one directory; private ones have mode 0600.
 //! Calls block on small files: open it before the loops start, re-issue from `spawn_blocking`.
 
+pub mod at_rest;
 pub mod authority;
 pub mod bootstrap;
 pub mod certificate;

@@ -2,7 +2,7 @@
 
 use super::admission::{self, Operation, Request};
 use super::{Context, Decoded, Outcome, Registry, Written, encode, events, meta, schema, store_error, subject, trace};
-use crate::api::kinds::{CacheLevel, DurabilityClass, HookContext, Kind};
+use crate::api::kinds::{DurabilityClass, HookContext, Kind};
 use crate::api::object::{Object, ObjectExt};
 use crate::api::status::{Result, Status};
 use crate::api::validation;
@@ -16,7 +16,7 @@ const NAME_ATTEMPTS: usize = 8;
 impl Registry {
     pub async fn create(&self, context: &Context, kind: &Kind, namespace: &str, object: Decoded) -> Outcome {
         let Decoded { mut object, mut warnings } = object;
-        if kind.cache == CacheLevel::None && kind.verbs.len() == 1 {
+        if !kind.stored && kind.verbs.len() == 1 {
             return Err(Status::method_not_allowed(format!("{} are answered, not stored", kind.plural)));
         }
         self.begin(kind, namespace, &mut object).await?;

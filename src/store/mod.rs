@@ -3,6 +3,7 @@
 
 pub mod cache;
 pub mod memory;
+pub mod seal;
 pub mod splice;
 pub mod sqlite;
 #[cfg(test)]

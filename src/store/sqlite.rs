@@ -1,11 +1,13 @@
 //! The engine on one disk: SQLite with one table of current objects, one writer thread, group commit.
 //! An acknowledged durable write survives a power cut. Reads are answered from memory, also after the disk failed.
 
+pub mod backup;
 mod database;
 mod queue;
 mod writer;
 
 use super::cache::Cache;
+use super::seal::Sealer;
 use super::watch::RING_LIMIT_BYTES;
 use super::{Entry, Page, Store, StoreError, Watch, Write};
 use crate::clock;
@@ -37,7 +39,16 @@ impl SqliteStore {
     }
 
     pub fn open_with_ring_limit(path: &Path, ring_limit_bytes: usize) -> Result<Self, StoreError> {
-        let (database, entries) = Database::open(path)?;
+        Self::open_with(path, ring_limit_bytes, None)
+    }
+
+    /// The same; values that the sealer covers are sealed on the disk. Those of before are sealed now.
+    pub fn open_sealed(path: &Path, sealer: Sealer) -> Result<Self, StoreError> {
+        Self::open_with(path, RING_LIMIT_BYTES, Some(sealer))
+    }
+
+    fn open_with(path: &Path, ring_limit_bytes: usize, sealer: Option<Sealer>) -> Result<Self, StoreError> {
+        let (database, entries) = Database::open(path, sealer)?;
         let cache = Cache::new(entries, database.start_revision(), ring_limit_bytes);
         let queue = Arc::new(Queue::new());
         let writer = Writer::new(database, cache.clone(), queue.clone());

@@ -319,3 +319,42 @@ async fn churn(
         acknowledged.lock().unwrap().insert(short, (gone.revision, false));
     }
 }
+
+/// How the value lies in the file.
+fn on_disk(path: &Path, key: &str) -> Vec<u8> {
+    let connection = rusqlite::Connection::open(path).unwrap();
+    connection.query_row("SELECT value FROM object WHERE key=?1", [key], |row| row.get(0)).unwrap()
+}
+
+#[tokio::test]
+async fn secrets_are_sealed_on_the_disk_those_of_before_too_and_only_their_key_opens_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("state.db");
+    let sealer = |key| seal::Sealer::new(&[key; seal::KEY_BYTES], vec!["secrets".into()]);
+    let store = SqliteStore::open(&path).unwrap();
+    store.write(put("secrets/a/old", Expected::Absent, "of before")).await.unwrap();
+    store.close().await.unwrap();
+    assert!(!seal::is_sealed(&on_disk(&path, "secrets/a/old")));
+
+    let store = SqliteStore::open_sealed(&path, sealer(1)).unwrap();
+    store.write(put("secrets/a/new", Expected::Absent, "s3cret")).await.unwrap();
+    store.write(lazy(put("secrets/a/lazy", Expected::Absent, "s3cret too"))).await.unwrap();
+    store.write(put("configmaps/a/b", Expected::Absent, "public")).await.unwrap();
+    let before = contents(&store, None).await;
+    store.close().await.unwrap();
+    for key in ["secrets/a/old", "secrets/a/new", "secrets/a/lazy"] {
+        assert!(seal::is_sealed(&on_disk(&path, key)), "{key}");
+    }
+    assert!(on_disk(&path, "configmaps/a/b").starts_with(b"{"));
+
+    let store = SqliteStore::open_sealed(&path, sealer(1)).unwrap();
+    assert_eq!(contents(&store, None).await, before);
+    store.close().await.unwrap();
+    let refused = |store: Result<SqliteStore, StoreError>| {
+        let Err(StoreError::Engine(cause)) = store else { panic!("it must not open") };
+        cause.to_string()
+    };
+    let other = refused(SqliteStore::open_sealed(&path, sealer(2)));
+    assert!(other.ends_with("is sealed with another key than the one beside this database"), "{other}");
+    assert!(refused(SqliteStore::open(&path)).ends_with("is sealed, and there is no key to open it"));
+}

@@ -3,9 +3,9 @@
 pub(super) mod replicas;
 pub(super) mod workload;
 
+use super::Kind;
 use super::print;
 use super::row::{ALL, GET_PATCH_UPDATE, Row, fields, names, subresources, texts};
-use super::{CacheLevel, Kind};
 
 macro_rules! kind {
     ($($name:literal)*) => {
@@ -14,7 +14,6 @@ macro_rules! kind {
 }
 
 pub(super) static CONTROLLER_REVISION: Kind = Row {
-    cache: CacheLevel::Index,
     printer: print::CONTROLLER_REVISION,
     strategy: &workload::ControllerRevisionStrategy,
     ..Row::namespaced(kind!("ControllerRevision" "controllerrevisions" "controllerrevision"))

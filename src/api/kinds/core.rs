@@ -18,7 +18,7 @@ use super::row::{
     ALL, CREATE, CREATE_GET, GET, GET_LIST, GET_PATCH_UPDATE, PROXY, Row, UPDATE, fields, names, subresources, texts,
 };
 use super::storage;
-use super::{CacheLevel, DurabilityClass, Kind, NameRule, SelectableField, Text};
+use super::{DurabilityClass, Kind, NameRule, SelectableField, Text};
 
 macro_rules! kind {
     ($($name:literal)*) => {
@@ -31,7 +31,7 @@ pub(super) static BINDING: Kind = Row::answered(kind!("Binding" "bindings" "bind
 pub(super) static COMPONENT_STATUS: Kind = Row {
     short_names: texts!["cs"],
     verbs: GET_LIST,
-    cache: CacheLevel::None,
+    stored: false,
     printer: print::COMPONENT_STATUS,
     ..Row::cluster(kind!("ComponentStatus" "componentstatuses" "componentstatus"))
 }
@@ -39,7 +39,6 @@ pub(super) static COMPONENT_STATUS: Kind = Row {
 
 pub(super) static CONFIG_MAP: Kind = Row {
     short_names: texts!["cm"],
-    cache: CacheLevel::Index,
     printer: print::CONFIG_MAP,
     strategy: &config::ConfigMapStrategy,
     ..Row::namespaced(kind!("ConfigMap" "configmaps" "configmap"))
@@ -151,7 +150,6 @@ pub(super) static POD: Kind = Row {
 .build();
 
 pub(super) static POD_TEMPLATE: Kind = Row {
-    cache: CacheLevel::Index,
     printer: print::POD_TEMPLATE,
     strategy: &workload::PodTemplateStrategy,
     ..Row::namespaced(kind!("PodTemplate" "podtemplates" "podtemplate"))
@@ -182,7 +180,7 @@ pub(super) static RESOURCE_QUOTA: Kind = Row {
 .build();
 
 pub(super) static SECRET: Kind = Row {
-    cache: CacheLevel::Index,
+    sealed: true,
     fields: fields!["type" text ["type"];],
     printer: print::SECRET,
     strategy: &config::SecretStrategy,

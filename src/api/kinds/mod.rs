@@ -59,7 +59,10 @@ pub struct Kind {
     pub storage_version: Text,
     pub convert: Option<&'static dyn Convert>,
     pub name_rule: NameRule,
-    pub cache: CacheLevel,
+    /// False: objects of this kind are answered, never stored.
+    pub stored: bool,
+    /// On the disk its objects are sealed (encrypted); in memory they are as the others.
+    pub sealed: bool,
     /// Lazy for Events; Leases decide per write in their strategy.
     pub durability: crate::api::kinds::DurabilityClass,
     /// Whether PUT on a missing name creates.
@@ -97,15 +100,6 @@ pub enum NameRule {
     Label1035,
     /// Anything that is one path segment (RBAC).
     PathSegment,
-}
-
-/// How much of a kind stays in memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum CacheLevel {
-    #[default]
-    Full,
-    Index,
-    None,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]

@@ -2,9 +2,7 @@
 //! the usual defaults, so that a row states only what is special about it.
 
 use super::print::{self, Printer};
-use super::{
-    CacheLevel, Column, Convert, DurabilityClass, Kind, NameRule, Plain, SelectableField, Strategy, Subresource, Text,
-};
+use super::{Column, Convert, DurabilityClass, Kind, NameRule, Plain, SelectableField, Strategy, Subresource, Text};
 use crate::api::object::{Object, ObjectExt};
 use serde_json::Value;
 use std::borrow::Cow;
@@ -27,7 +25,8 @@ pub(super) struct Row {
     pub storage_version: &'static str,
     pub convert: Option<&'static dyn Convert>,
     pub name_rule: NameRule,
-    pub cache: CacheLevel,
+    pub stored: bool,
+    pub sealed: bool,
     pub durability: DurabilityClass,
     pub create_on_update: bool,
     pub unconditional_update: bool,
@@ -55,7 +54,8 @@ impl Row {
             storage_version: names.api_version,
             convert: None,
             name_rule: NameRule::Subdomain,
-            cache: CacheLevel::Full,
+            stored: true,
+            sealed: false,
             durability: DurabilityClass::Durable,
             create_on_update: false,
             unconditional_update: true,
@@ -72,7 +72,7 @@ impl Row {
 
     /// A kind that is answered, never stored: reviews and bindings.
     pub const fn answered(names: Names, namespaced: bool) -> Self {
-        Self { namespaced, verbs: CREATE, cache: CacheLevel::None, ..Self::namespaced(names) }
+        Self { namespaced, verbs: CREATE, stored: false, ..Self::namespaced(names) }
     }
 
     pub const fn build(self) -> Kind {
@@ -92,7 +92,8 @@ impl Row {
             storage_version: Text::Borrowed(self.storage_version),
             convert: self.convert,
             name_rule: self.name_rule,
-            cache: self.cache,
+            stored: self.stored,
+            sealed: self.sealed,
             durability: self.durability,
             create_on_update: self.create_on_update,
             unconditional_update: self.unconditional_update,

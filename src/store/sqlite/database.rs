@@ -1,8 +1,10 @@
 //! The file: schema, loading, transactions, checkpoints. Knows nothing of queues or watches.
 //! Revisions up to `ceiling` may have been given out; the file never holds a revision above it.
 
+use crate::store::seal::{Sealer, is_sealed};
 use crate::store::{Entry, StoreError, splice};
 use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
+use std::borrow::Cow;
 use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
@@ -36,6 +38,17 @@ pub(super) struct Database {
     start: u64,
     ceiling: u64,
     log_bytes: usize,
+    sealer: Option<Sealer>,
+}
+
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+/// What the file holds.
+#[derive(Default)]
+struct Objects {
+    all: Vec<Arc<Entry>>,
+    /// Those that lie there plain although they are to be sealed: of before they were.
+    plain: Vec<Arc<Entry>>,
 }
 
 /// The last state of a key, to be written.
@@ -50,10 +63,12 @@ enum DatabaseError {
     Damaged(String),
     #[error("database has schema {0}, this program knows {SCHEMA_VERSION}")]
     Schema(i64),
+    #[error("object {0} is sealed, and there is no key to open it")]
+    Sealed(String),
 }
 
 impl Database {
-    pub fn open(path: &Path) -> Result<(Self, Vec<Arc<Entry>>), StoreError> {
+    pub fn open(path: &Path, sealer: Option<Sealer>) -> Result<(Self, Vec<Arc<Entry>>), StoreError> {
         // Secrets lie in it: made before SQLite makes it, for its mode; the log takes the mode over.
         let made = OpenOptions::new().create(true).append(true).mode(0o600).open(path);
         made.map_err(StoreError::engine)?;
@@ -61,7 +76,7 @@ impl Database {
         let connection = Connection::open_with_flags(path, flags).map_err(StoreError::engine)?;
         connection.busy_timeout(BUSY_LIMIT).map_err(StoreError::engine)?;
         connection.set_prepared_statement_cache_capacity(8);
-        let mut database = Self { connection, start: 1, ceiling: 0, log_bytes: 0 };
+        let mut database = Self { connection, start: 1, ceiling: 0, log_bytes: 0, sealer };
         let entries = database.load().map_err(StoreError::engine)?;
         Ok((database, entries))
     }
@@ -75,7 +90,7 @@ impl Database {
         revision <= self.ceiling
     }
 
-    fn load(&mut self) -> Result<Vec<Arc<Entry>>, Box<dyn std::error::Error + Send + Sync>> {
+    fn load(&mut self) -> Result<Vec<Arc<Entry>>, Failure> {
         self.connection.execute_batch(PRAGMAS)?;
         self.connection.execute_batch(SCHEMA)?;
         let schema = self.meta("schema_version")?.unwrap_or(SCHEMA_VERSION);
@@ -85,13 +100,20 @@ impl Database {
         if self.meta("clean")?.unwrap_or(1) == 0 {
             self.check()?;
         }
-        let entries = self.entries()?;
+        let Objects { all: entries, plain } = self.read()?;
         let ceiling = self.meta("revision_ceiling")?.unwrap_or(1);
         self.start = u64::try_from(ceiling)?.max(entries.iter().map(|entry| entry.revision).max().unwrap_or(1));
         self.ceiling = next_ceiling(self.start);
         let mark =
             [("schema_version", SCHEMA_VERSION), ("clean", 0), ("revision_ceiling", i64::try_from(self.ceiling)?)];
         let transaction = self.connection.transaction()?;
+        if let Some(sealer) = &self.sealer {
+            for entry in plain {
+                let value = splice::remove(&entry.bytes, entry.splice_at);
+                let value = sealer.seal(&entry.key, &value)?;
+                transaction.execute("UPDATE object SET value=?2 WHERE key=?1", params![entry.key, value])?;
+            }
+        }
         for (name, value) in mark {
             transaction.execute("INSERT OR REPLACE INTO meta(name, value) VALUES(?1, ?2)", params![name, value])?;
         }
@@ -104,30 +126,39 @@ impl Database {
     }
 
     /// After an unclean stop only: it reads the whole file.
-    fn check(&self) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    fn check(&self) -> Result<(), Failure> {
         let verdict: String = self.connection.query_row("PRAGMA integrity_check(1)", [], |row| row.get(0))?;
         if verdict == "ok" { Ok(()) } else { Err(DatabaseError::Damaged(verdict).into()) }
     }
 
-    fn entries(&self) -> Result<Vec<Arc<Entry>>, Box<dyn std::error::Error + Send + Sync>> {
+    fn read(&self) -> Result<Objects, Failure> {
         let mut statement = self.connection.prepare("SELECT key, create_revision, revision, value FROM object")?;
         let mut rows = statement.query([])?;
-        let mut entries = Vec::new();
+        let mut objects = Objects::default();
         while let Some(row) = rows.next()? {
             let key = row.get_ref(0)?.as_str()?;
             let (create_revision, revision) =
                 (row.get::<_, i64>(1)?.cast_unsigned(), row.get::<_, i64>(2)?.cast_unsigned());
-            let value = row.get_ref(3)?.as_blob()?;
-            let splice_at = splice::metadata_offset(value)
+            let stored = row.get_ref(3)?.as_blob()?;
+            let value = match &self.sealer {
+                Some(sealer) => sealer.open(key, stored)?,
+                None if is_sealed(stored) => return Err(DatabaseError::Sealed(key.to_owned()).into()),
+                None => stored.into(),
+            };
+            let splice_at = splice::metadata_offset(&value)
                 .ok_or_else(|| DatabaseError::Damaged(format!("object {key} has no metadata")))?;
-            let bytes = splice::insert(value, splice_at, revision);
-            entries.push(Arc::new(Entry { key: key.into(), create_revision, revision, bytes, splice_at }));
+            let bytes = splice::insert(&value, splice_at, revision);
+            let entry = Arc::new(Entry { key: key.into(), create_revision, revision, bytes, splice_at });
+            if !is_sealed(stored) && self.sealer.as_ref().is_some_and(|sealer| sealer.covers(key)) {
+                objects.plain.push(entry.clone());
+            }
+            objects.all.push(entry);
         }
-        Ok(entries)
+        Ok(objects)
     }
 
     /// Writes rows in one transaction that is on disk when this returns. `newest`: the newest revision given out.
-    pub fn commit<'a>(&mut self, rows: impl Iterator<Item = Row<'a>>, newest: u64) -> rusqlite::Result<()> {
+    pub fn commit<'a>(&mut self, rows: impl Iterator<Item = Row<'a>>, newest: u64) -> Result<(), Failure> {
         let ceiling = if newest > self.ceiling { next_ceiling(newest) } else { self.ceiling };
         let mut written = 0;
         let transaction = self.connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
@@ -135,7 +166,7 @@ impl Database {
             put_meta(&transaction, "revision_ceiling", ceiling)?;
         }
         for row in rows {
-            written += write_row(&transaction, &row)?;
+            written += write_row(&transaction, self.sealer.as_ref(), &row)?;
         }
         transaction.commit()?;
         self.ceiling = ceiling;
@@ -178,12 +209,16 @@ fn put_meta(connection: &Connection, name: &str, value: u64) -> rusqlite::Result
 }
 
 /// Returns about how many bytes it added to the log.
-fn write_row(connection: &Connection, row: &Row) -> rusqlite::Result<usize> {
+fn write_row(connection: &Connection, sealer: Option<&Sealer>, row: &Row) -> Result<usize, Failure> {
     match row {
         Row::Put { key, create_revision, revision, value } => {
             let sql = "INSERT INTO object(key, create_revision, revision, value) VALUES(?1, ?2, ?3, ?4)
                 ON CONFLICT(key) DO UPDATE SET create_revision=?2, revision=?3, value=?4";
             let (create_revision, revision) = (create_revision.cast_signed(), revision.cast_signed());
+            let value = match sealer {
+                Some(sealer) => sealer.seal(key, value)?,
+                None => Cow::Borrowed(*value),
+            };
             connection.prepare_cached(sql)?.execute(params![key, create_revision, revision, value])?;
             Ok(ROW_LOG_BYTES + value.len())
         }
