@@ -1,12 +1,16 @@
 //! Checked configuration of a server and a node: what was typed, then what it means.
 //! Keys are k3s' where k3s has one, so that a config file can be carried over.
 
+use crate::backup::CLUSTER_FACTS;
+use crate::backup::schedule::{Schedule, parse_interval};
 use crate::network::ipam::Cidr;
 use crate::peers::Mode;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
+
+const DATA_DIRECTORY: &str = "/var/lib/edgelet";
 
 /// What was typed, in `/etc/edgelet/config.yaml` or as flags. Nothing is checked yet.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, clap::Args)]
@@ -82,6 +86,18 @@ pub struct Typed {
     /// Where the admin kubeconfig is written [default: DATA_DIR/kubeconfig]
     #[arg(long, value_name = "FILE")]
     pub write_kubeconfig: Option<PathBuf>,
+    /// Folder for backups that the server makes by itself, best on another disk; it must exist
+    #[arg(long, value_name = "DIR")]
+    pub backup_dir: Option<PathBuf>,
+    /// How often, if something has changed: 30m, 24h, 7d [default: 24h]
+    #[arg(long, value_name = "INTERVAL")]
+    pub backup_interval: Option<String>,
+    /// How many backups stay [default: 7]
+    #[arg(long, value_name = "COUNT")]
+    pub backup_keep: Option<usize>,
+    /// File with the passphrase that backups are sealed with
+    #[arg(long, value_name = "FILE")]
+    pub backup_passphrase_file: Option<PathBuf>,
 }
 
 /// What it means: every value present and checked.
@@ -110,6 +126,15 @@ pub struct Config {
     pub shutdown_grace_s: Option<u64>,
     pub shutdown_critical_grace_s: Option<u64>,
     pub kubeconfig: PathBuf,
+    /// Backups that the server makes by itself.
+    pub backup: Option<Schedule>,
+}
+
+impl Config {
+    /// What cannot be changed once objects were made with it, as the config file would have it.
+    pub fn cluster_facts(&self) -> String {
+        Typed::default().in_cluster(ClusterFacts::of(self)).to_yaml()
+    }
 }
 
 /// What every node of a cluster must know alike; a joining node is told by the server.
@@ -205,6 +230,10 @@ impl Typed {
                 .shutdown_grace_period_critical_pods
                 .or(file.shutdown_grace_period_critical_pods),
             write_kubeconfig: self.write_kubeconfig.or(file.write_kubeconfig),
+            backup_dir: self.backup_dir.or(file.backup_dir),
+            backup_interval: self.backup_interval.or(file.backup_interval),
+            backup_keep: self.backup_keep.or(file.backup_keep),
+            backup_passphrase_file: self.backup_passphrase_file.or(file.backup_passphrase_file),
         }
     }
 
@@ -228,9 +257,28 @@ impl Typed {
         serde_yaml::to_string(&all).expect("texts, numbers and lists encode")
     }
 
+    /// Where the state is, before anything else is known.
+    pub fn data_directory(&self) -> PathBuf {
+        self.data_dir.clone().unwrap_or_else(|| DATA_DIRECTORY.into())
+    }
+
+    /// Takes from an existing (or restored) cluster what was not typed.
+    pub fn over_cluster(self) -> Result<Self, ConfigError> {
+        let facts = Self::read(&self.data_directory().join(CLUSTER_FACTS), false)?;
+        Ok(self.over(facts))
+    }
+
     /// Checks everything and fills in the defaults.
     pub fn check(self) -> Result<Config, ConfigError> {
-        let data_directory = self.data_dir.unwrap_or_else(|| "/var/lib/edgelet".into());
+        let data_directory = self.data_directory();
+        let interval = self.backup_interval.as_deref().unwrap_or("24h");
+        let interval = parse_interval(interval).map_err(|why| value("backup-interval", why))?;
+        let keep = self.backup_keep.unwrap_or(7);
+        if keep == 0 {
+            return Err(value("backup-keep", "0 would keep no backup"));
+        }
+        let passphrase_file = self.backup_passphrase_file;
+        let backup = self.backup_dir.map(|directory| Schedule { directory, interval, keep, passphrase_file });
         let cluster_cidr = cidr("cluster-cidr", self.cluster_cidr.as_deref().unwrap_or("10.42.0.0/16"))?;
         let service_cidr = cidr("service-cidr", self.service_cidr.as_deref().unwrap_or("10.43.0.0/16"))?;
         if cluster_cidr.contains(service_cidr.base()) || service_cidr.contains(cluster_cidr.base()) {
@@ -270,6 +318,7 @@ impl Typed {
             shutdown_critical_grace_s: self.shutdown_grace_period_critical_pods,
             kubeconfig: self.write_kubeconfig.unwrap_or_else(|| data_directory.join("kubeconfig")),
             data_directory,
+            backup,
         })
     }
 }
@@ -354,6 +403,18 @@ mod tests {
     }
 
     #[test]
+    fn what_a_cluster_was_made_with_counts_unless_something_else_is_typed() {
+        let folder = tempfile::tempdir().unwrap();
+        let typed = || Typed { data_dir: Some(folder.path().to_owned()), ..Typed::default() };
+        let made = check("{cluster-cidr: 10.50.0.0/16, cluster-domain: fleet.example}").unwrap();
+        std::fs::write(folder.path().join(CLUSTER_FACTS), made.cluster_facts()).unwrap();
+        let restored = typed().over_cluster().unwrap().check().unwrap();
+        assert_eq!(restored.cluster_facts(), made.cluster_facts());
+        let other = Typed { cluster_domain: Some("other".into()), ..typed() }.over_cluster().unwrap().check().unwrap();
+        assert_eq!((other.cluster_domain.as_str(), other.cluster_cidr), ("other", made.cluster_cidr));
+    }
+
+    #[test]
     fn bad_values_name_their_key() {
         let cases = [
             (
@@ -361,6 +422,7 @@ mod tests {
                 "cluster-cidr: \"10.42.0.1/16\" has host bits set; did you mean 10.42.0.0/16?",
             ),
             ("service-cidr: 10.42.1.0/24", "service-cidr: 10.42.1.0/24 overlaps cluster-cidr 10.42.0.0/16"),
+            ("backup-interval: soon", "backup-interval: \"soon\" is no interval: write 30m, 24h or 7d"),
             ("cluster-dns: 10.44.0.10", "cluster-dns: 10.44.0.10 is not in service-cidr 10.43.0.0/16"),
             ("pod-cidr: 10.44.0.0/24", "pod-cidr: 10.44.0.0/24 is not in cluster-cidr 10.42.0.0/16"),
             ("node-name: Not_ok", "node-name: \"Not_ok\" must be lower case letters, digits, '-' and '.'"),

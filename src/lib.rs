@@ -59,7 +59,8 @@ pub mod network;
 pub mod pki;
 pub mod store;
 
-// Floor 3: verbs over objects, verbs over containers, the connection between server and node.
+// Floor 3: verbs over objects, verbs over containers, the connection between server and node, a server in one file.
+pub mod backup;
 pub mod registry;
 pub mod runtime;
 pub mod tunnel;

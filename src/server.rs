@@ -3,16 +3,18 @@
 
 use crate::api::kinds::Kinds;
 use crate::apiserver::{ApiServer, ApiServerConfig};
+use crate::backup;
 use crate::client::{Client, Informers, Local};
 use crate::clock::Clock;
 use crate::config::{ClusterFacts, Config};
 use crate::controllers::{self, ControllerConfig};
 use crate::kubelet::Heartbeat;
 use crate::node::NodeLink;
-use crate::pki::{Pki, ServerNames};
+use crate::pki::{self, Pki, ServerNames};
 use crate::registry::{Registry, RegistryConfig, ServerFacts};
 use crate::scheduler;
 use crate::store::Store;
+use crate::store::seal::Sealer;
 use crate::store::sqlite::SqliteStore;
 use crate::supervise::Tree;
 use crate::telemetry::Trace;
@@ -50,13 +52,18 @@ pub async fn start(config: &Config, tree: &mut Tree) -> anyhow::Result<ControlPl
     make_private(&directory)?;
     let claim = claim(&directory)?;
     let (opening, issuer) = (clock.clone(), format!("https://kubernetes.default.svc.{}", config.cluster_domain));
+    let facts = config.cluster_facts();
     let (store, pki) = tokio::task::spawn_blocking(move || {
-        let database = directory.join("state.db");
-        let store = SqliteStore::open(&database).with_context(|| format!("open database {}", database.display()))?;
+        keep_cluster_facts(&directory, &facts)?;
+        let store = open_store(&directory)?;
         let pki = Pki::open(&directory.join("pki"), &issuer, opening).context("open keys and certificates")?;
-        anyhow::Ok((Arc::new(store) as Arc<dyn Store>, pki))
+        anyhow::Ok((store, pki))
     })
     .await??;
+    if let Some(schedule) = config.backup.clone() {
+        let backups = backup::schedule::run(schedule, config.data_directory.clone(), clock.clone(), tree.shutdown());
+        tree.spawn("backups", backups);
+    }
 
     let listener = tokio::net::TcpListener::bind(config.listen)
         .await
@@ -131,8 +138,33 @@ impl ControlPlane {
     }
 }
 
+/// The database, its sealed kinds opened with the key that lies beside the authority's. Blocks.
+fn open_store(directory: &Path) -> anyhow::Result<Arc<dyn Store>> {
+    let key = pki::at_rest::key(&directory.join("pki")).context("open the key of sealed objects")?;
+    let kinds = Kinds::default();
+    let sealed =
+        kinds.all().iter().filter(|kind| kind.sealed).map(|kind| kind.storage_prefix.as_ref().into()).collect();
+    let database = directory.join("state.db");
+    let store = SqliteStore::open_sealed(&database, Sealer::new(&key, sealed));
+    let store = store.with_context(|| format!("open database {}", database.display()))?;
+    Ok(Arc::new(store))
+}
+
+/// Addresses and names are in objects that exist: a server started with others would break what runs. Blocks.
+fn keep_cluster_facts(directory: &Path, facts: &str) -> anyhow::Result<()> {
+    let path = directory.join(backup::CLUSTER_FACTS);
+    match pki::files::read_text(&path)? {
+        Some(known) if known == facts => Ok(()),
+        Some(known) => {
+            let differing: Vec<&str> = known.lines().filter(|line| !facts.lines().any(|one| one == *line)).collect();
+            anyhow::bail!("this cluster was made with {}: it cannot be changed", differing.join(", "))
+        }
+        None => Ok(pki::files::write_private(&path, facts.as_bytes())?),
+    }
+}
+
 /// The folder holds keys: nobody but root may look into it.
-fn make_private(directory: &Path) -> anyhow::Result<()> {
+pub(crate) fn make_private(directory: &Path) -> anyhow::Result<()> {
     use std::os::unix::fs::DirBuilderExt;
     let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory);
     made.with_context(|| format!("make folder {}", directory.display()))

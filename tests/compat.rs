@@ -11,6 +11,8 @@
 mod harness;
 #[path = "compat/leftovers.rs"]
 mod leftovers;
+#[path = "compat/restore.rs"]
+mod restore;
 #[path = "compat/streaming.rs"]
 mod streaming;
 #[path = "compat/tty.rs"]

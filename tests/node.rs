@@ -16,10 +16,10 @@ mod demo;
 mod fleet;
 #[path = "node/network.rs"]
 mod network;
-#[path = "node/power.rs"]
-mod power;
 #[path = "node/peers.rs"]
 mod peers;
+#[path = "node/power.rs"]
+mod power;
 #[path = "node/runtime.rs"]
 mod runtime;
 #[path = "node/services.rs"]

@@ -25,6 +25,7 @@ const FLOORS: &[(&str, u32)] = &[
     ("pki", 2),
     ("registry", 3),
     ("runtime", 3),
+    ("backup", 3),
     ("tunnel", 3),
     ("apiserver", 4),
     ("client", 4),

@@ -3,6 +3,7 @@
 
 mod apply;
 mod attach;
+mod backup;
 mod certificate;
 mod check;
 mod connect;
@@ -19,6 +20,7 @@ mod node;
 mod pod;
 mod port_forward;
 mod remote_command;
+mod restore;
 mod server;
 mod token;
 mod trace;
@@ -71,6 +73,10 @@ enum Command {
     PortForward(port_forward::Arguments),
     /// Work on the images of this machine
     Image(image::Arguments),
+    /// Write this machine's server (objects, keys) into one file, while it runs
+    Backup(backup::Arguments),
+    /// Make what was backed up the server of this machine
+    Restore(restore::Arguments),
     /// Say what this machine lacks, and the line that mends it
     Check(check::Arguments),
     /// Show a pod's way through the workflow, with times
@@ -105,6 +111,8 @@ pub fn main() -> ExitCode {
         Command::Attach(arguments) => block_on(attach::run(arguments)),
         Command::PortForward(arguments) => block_on(port_forward::run(arguments)),
         Command::Image(arguments) => block_on(image::run(arguments)),
+        Command::Backup(arguments) => backup::run(&arguments),
+        Command::Restore(arguments) => restore::run(&arguments),
         Command::Check(arguments) => check::run(&arguments),
         Command::Trace(arguments) => block_on(trace::run(arguments)),
         Command::Version(arguments) => block_on(version::run(arguments)),

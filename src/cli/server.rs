@@ -25,7 +25,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     crate::telemetry::init("info");
     let default = PathBuf::from("/etc/edgelet/config.yaml");
     let file = Typed::read(arguments.config.as_ref().unwrap_or(&default), arguments.config.is_some())?;
-    let config = arguments.typed.over(file).check()?;
+    let config = arguments.typed.over(file).over_cluster()?.check()?;
     if !rustix::process::geteuid().is_root() {
         bail!("edgelet server must run as root: containers, namespaces and nftables need it (try sudo)");
     }
