@@ -4,16 +4,27 @@
 use jiff::{SignedDuration, Timestamp};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
+use tokio::sync::watch;
 
 /// Wall-clock time for objects (`creationTimestamp`, conditions, leases) and elapsed time for loops.
 #[derive(Clone, Debug)]
-pub struct Clock(Arc<Source>);
+pub struct Clock(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    source: Source,
+    /// Counts the times that somebody has set the clock, as far as we know of them.
+    jumps: watch::Sender<u64>,
+}
 
 #[derive(Debug)]
 enum Source {
     Real { known: Mutex<Option<Known>> },
-    Simulated { start: Timestamp, origin: tokio::time::Instant },
+    Simulated { start: Timestamp, origin: tokio::time::Instant, jumped: Mutex<SignedDuration> },
 }
+
+/// Nobody tells when the machine's clock is set: who waits for a date looks at it this often, and at nothing else.
+const LOOK_AGAIN: Duration = Duration::from_secs(3600);
 
 /// What somebody who is trusted has said of the time.
 #[derive(Clone, Copy, Debug)]
@@ -46,7 +57,11 @@ impl Known {
 impl Clock {
     /// The machine's own clock.
     pub fn real() -> Self {
-        Self(Arc::new(Source::Real { known: Mutex::default() }))
+        Self::of(Source::Real { known: Mutex::default() })
+    }
+
+    fn of(source: Source) -> Self {
+        Self(Arc::new(Inner { source, jumps: watch::Sender::new(0) }))
     }
 
     /// The time is at least `at`: the last signed time a board without a clock has kept.
@@ -60,28 +75,39 @@ impl Clock {
     }
 
     fn learn(&self, what: Known) {
-        if let Source::Real { known } = &*self.0 {
+        if let Source::Real { known } = &self.0.source {
             *known.lock().expect("no panic while the clock is locked") = Some(what);
+            self.0.jumps.send_modify(|count| *count += 1);
         }
     }
 
     /// A clock that reads `start` now and advances with tokio's (paused) time.
     pub fn simulated(start: Timestamp) -> Self {
-        Self(Arc::new(Source::Simulated { start, origin: tokio::time::Instant::now() }))
+        let jumped = Mutex::new(SignedDuration::ZERO);
+        Self::of(Source::Simulated { start, origin: tokio::time::Instant::now(), jumped })
+    }
+
+    /// Sets a simulated clock: it is `by` later at once, and elapsed time knows nothing of it.
+    pub fn jump(&self, by: SignedDuration) {
+        if let Source::Simulated { jumped, .. } = &self.0.source {
+            *jumped.lock().expect("no panic while the clock is locked") += by;
+            self.0.jumps.send_modify(|count| *count += 1);
+        }
     }
 
     /// The wall-clock time.
     pub fn now(&self) -> Timestamp {
-        match &*self.0 {
+        match &self.0.source {
             Source::Real { known } => {
                 #[allow(clippy::disallowed_methods, reason = "the one place that asks")]
                 let machine = Timestamp::now();
                 let known = *known.lock().expect("no panic while the clock is locked");
                 known.map_or(machine, |known| known.correct(machine))
             }
-            Source::Simulated { start, origin } => {
+            Source::Simulated { start, origin, jumped } => {
                 let elapsed = SignedDuration::try_from(origin.elapsed()).unwrap_or(SignedDuration::MAX);
-                start.saturating_add(elapsed).unwrap_or(Timestamp::MAX)
+                let jumped = *jumped.lock().expect("no panic while the clock is locked");
+                start.saturating_add(elapsed.saturating_add(jumped)).unwrap_or(Timestamp::MAX)
             }
         }
     }
@@ -94,6 +120,22 @@ impl Clock {
     /// Waits; bounded waits and backoff only, never a poll.
     pub async fn sleep(&self, duration: Duration) {
         tokio::time::sleep(duration).await;
+    }
+
+    /// Waits for a date. A clock that is set meanwhile brings it nearer or moves it away.
+    pub async fn sleep_until(&self, at: Timestamp) {
+        let mut jumps = self.0.jumps.subscribe();
+        loop {
+            let left = Duration::try_from(at.duration_since(self.now())).unwrap_or_default();
+            if left.is_zero() {
+                return;
+            }
+            tokio::select! {
+                () = tokio::time::sleep(left.min(LOOK_AGAIN)) => {}
+                // The sender is this clock's own.
+                _ = jumps.changed() => {}
+            }
+        }
     }
 }
 
@@ -115,6 +157,24 @@ pub fn monotonic() -> tokio::time::Instant {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_date_comes_when_the_clock_says_so() {
+        let at = |text: &str| -> Timestamp { text.parse().unwrap() };
+        let clock = Clock::simulated(at("2026-11-23T00:00:00Z"));
+        let began = monotonic();
+        clock.sleep_until(at("2026-11-24T00:00:00Z")).await;
+        assert_eq!(began.elapsed().as_secs(), 24 * 3600);
+        let waiting = tokio::spawn({
+            let clock = clock.clone();
+            async move { clock.sleep_until(at("2036-11-24T00:00:00Z")).await }
+        });
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert!(!waiting.is_finished());
+        clock.jump(SignedDuration::from_hours(24 * 366 * 10));
+        waiting.await.unwrap();
+        assert_eq!(began.elapsed().as_secs(), 24 * 3600 + 1, "at once");
+    }
 
     #[tokio::test(start_paused = true)]
     async fn what_is_known_corrects_a_machine_without_a_clock() {

@@ -1,6 +1,8 @@
 //! Wires a control plane: store, registry, API server, scheduler, controllers.
 //! What it starts belongs to the caller's task tree; what it makes lives in the data folder.
 
+mod upkeep;
+
 use crate::api::kinds::Kinds;
 use crate::apiserver::{ApiServer, ApiServerConfig};
 use crate::backup;
@@ -20,6 +22,7 @@ use crate::supervise::Tree;
 use crate::telemetry::Trace;
 use crate::tunnel::{Pipe, Tunnels};
 use anyhow::Context;
+use jiff::Timestamp;
 use rustix::fs::FlockOperation;
 use serde_json::json;
 use std::fs::File;
@@ -82,14 +85,16 @@ pub async fn start(config: &Config, tree: &mut Tree) -> anyhow::Result<ControlPl
     let tunnels = Tunnels::default();
     let api_config = ApiServerConfig {
         advertise: address.to_string(),
-        names: names(config),
+        names: ServerNames { extra: upkeep::names_now(config), ..names(config) },
         anonymous: true,
         cluster: json!(ClusterFacts::of(config)),
     };
     let api = ApiServer::new(api_config, registry.clone(), pki.clone(), tunnels.clone(), clock.clone());
+    write_kubeconfig(&pki, config, address).await?;
+    let keep = upkeep::keep(config.clone(), pki.clone(), api.clone(), address, tree.shutdown());
+    tree.spawn("certificate upkeep", keep);
     let shutdown = tree.shutdown();
     tree.spawn_fallible("apiserver", async move { api.serve(vec![listener], shutdown).await });
-    write_kubeconfig(&pki, config, address).await?;
 
     let client = |component: &str| Client::Local(Local::new(registry.clone(), component));
     let informers = Informers::new(client("informers"));
@@ -209,14 +214,14 @@ fn names(config: &Config) -> ServerNames {
     }
 }
 
-async fn write_kubeconfig(pki: &Pki, config: &Config, address: SocketAddr) -> anyhow::Result<()> {
+/// When to write the next one.
+async fn write_kubeconfig(pki: &Pki, config: &Config, address: SocketAddr) -> anyhow::Result<Timestamp> {
     // An admin on this machine reaches it by loopback, whatever happens to its addresses.
     let ip = if config.listen.ip().is_unspecified() { IpAddr::V4(Ipv4Addr::LOCALHOST) } else { address.ip() };
     let url = format!("https://{}", SocketAddr::new(ip, address.port()));
     let (pki, path) = (pki.clone(), config.kubeconfig.clone());
     let written = tokio::task::spawn_blocking(move || pki.write_admin_kubeconfig(&path, &url)).await?;
-    written.with_context(|| format!("write kubeconfig {}", config.kubeconfig.display()))?;
-    Ok(())
+    written.with_context(|| format!("write kubeconfig {}", config.kubeconfig.display()))
 }
 
 #[cfg(test)]

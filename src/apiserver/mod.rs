@@ -350,10 +350,17 @@ async fn handle(State(server): State<ApiServer>, request: Request) -> Response {
     let style = call.error_style();
     let info = call.info.clone();
 
-    let result = match server.admit(&mut call, &peer).await {
+    let admitted = server.admit(&mut call, &peer).await;
+    let who = call.user.name.clone();
+    let result = match admitted {
         Ok(()) => server.dispatch(call, body).await,
         Err(status) => Err(status),
     };
+    if let Err(status) = &result
+        && matches!(status.code, 408 | 413 | 504)
+    {
+        server.auth().refusals().log("request", &who, status);
+    }
     let response = result.unwrap_or_else(|status| respond::status(&status, style));
     let known = server.registry().kinds.resource(&info.group, &info.version, &info.resource).is_some();
     server.0.metrics.observe(&info, known, response.status().as_u16(), started.elapsed());

@@ -61,10 +61,9 @@ impl ApiServer {
             accepting.spawn(accept);
         }
         loop {
-            let wait = Duration::try_from(renew_at - self.clock().now()).unwrap_or(RETRY_DELAY);
             tokio::select! {
                 () = shutdown.requested() => break,
-                () = self.clock().sleep(wait) => {}
+                () = self.clock().sleep_until(renew_at) => {}
                 // Neither sender goes before the server.
                 _ = names.changed() => {}
                 _ = authorities.changed() => clients.follow(&self.pki().trust())?,
@@ -147,7 +146,10 @@ async fn connection(server: ApiServer, stream: TcpStream, from: SocketAddr, acce
     let stream = match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => return refused(&server, from, &error),
-        Err(_) => return tracing::debug!(%from, limit_s = HANDSHAKE_TIMEOUT.as_secs(), "handshake too slow"),
+        Err(_) => {
+            let why = format!("no handshake within {} s", HANDSHAKE_TIMEOUT.as_secs());
+            return server.auth().refusals().log("connection", &from.to_string(), &why);
+        }
     };
     let peer = auth::Peer::from_certificates(stream.get_ref().1.peer_certificates(), &server.pki().trust());
     let router = server.router();

@@ -4,6 +4,7 @@
 mod access;
 mod discover;
 mod objects;
+mod trust;
 mod wire;
 
 use super::*;

@@ -36,10 +36,17 @@ pub struct SigningRequest {
     pub uris: Vec<String>,
     /// SHA-256 of the SubjectPublicKeyInfo.
     pub key_hash: [u8; 32],
-    pub(super) subject_der: Vec<u8>,
+    pub der: Parts,
+}
+
+/// What is signed as it was sent.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Parts {
+    pub(super) subject: Vec<u8>,
     pub(super) is_subject_empty: bool,
-    pub(super) public_key_der: Vec<u8>,
-    pub(super) subject_names_der: Option<Vec<u8>>,
+    pub(super) public_key: Vec<u8>,
+    /// The value of the extension.
+    pub(super) subject_names: Option<Vec<u8>>,
 }
 
 impl SigningRequest {
@@ -83,9 +90,12 @@ impl SigningRequest {
             common_name,
             organizations: info.subject.iter_organization().map(text).collect::<Result<_, _>>()?,
             key_hash: Sha256::digest(info.subject_pki.raw).into(),
-            subject_der: info.subject.as_raw().to_vec(),
-            is_subject_empty: info.subject.iter().next().is_none(),
-            public_key_der: info.subject_pki.raw.to_vec(),
+            der: Parts {
+                subject: info.subject.as_raw().to_vec(),
+                is_subject_empty: info.subject.iter().next().is_none(),
+                public_key: info.subject_pki.raw.to_vec(),
+                subject_names: None,
+            },
             ..Self::default()
         };
         request.read_names(parsed)?;
@@ -98,7 +108,7 @@ impl SigningRequest {
             for extension in &requested.extensions {
                 let ParsedExtension::SubjectAlternativeName(names) = extension.parsed_extension() else { continue };
                 // A second list would be signed unread.
-                if self.subject_names_der.replace(extension.value.to_vec()).is_some() {
+                if self.der.subject_names.replace(extension.value.to_vec()).is_some() {
                     return Err(RequestError::Malformed);
                 }
                 for name in &names.general_names {

@@ -1,7 +1,7 @@
 //! Subresources: which part of an object each may change, and the POSTs that are not plain updates.
 
 use super::update::Target;
-use super::{Context, Decoded, Registry};
+use super::{Context, Decoded, Registry, admission};
 use crate::api::kinds::Kind;
 use crate::api::object::{Object, ObjectExt};
 use crate::api::status::{Result, Status};
@@ -19,6 +19,17 @@ impl Registry {
         object: Decoded,
     ) -> Result<Object> {
         let target = Target { context, kind, subresource, namespace, name };
+        let request = admission::Request {
+            context,
+            kind,
+            subresource,
+            operation: admission::Operation::Create,
+            namespace,
+            name,
+            old: None,
+            now: self.clock.now(),
+        };
+        admission::validate(self, &request, &object.object).await?;
         match (&*kind.storage_prefix, subresource) {
             ("pods", "binding") => self.bind(target, object.object).await,
             ("pods", "eviction") => self.evict(target, object.object).await,

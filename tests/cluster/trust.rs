@@ -172,7 +172,7 @@ async fn a_board_gets_its_certificate_with_a_token_and_renews_it_with_its_key() 
     let second = server.certificate(As::Certificate(&first), "one", &key).await.unwrap();
     assert_ne!(first, second);
     let refused = server.certificate(As::Certificate(&first), "two", &key).await.unwrap_err();
-    assert!(refused.contains("may not ask for a certificate of node"), "{refused}");
+    assert!(refused.contains("can only create a node CSR with CN=system:node:one"), "{refused}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -397,4 +397,200 @@ async fn users_get_certificates_when_somebody_approves() {
     let pem = base64_decode(answer.str_at(&["status", "certificate"]));
     let certificate = certificate::bundle(&pem).unwrap().remove(0);
     assert_eq!(whoami(&server, As::Certificate(&certificate)).await, "bob");
+}
+
+const TEN_YEARS: jiff::SignedDuration = jiff::SignedDuration::from_hours(24 * 3652);
+
+#[tokio::test(start_paused = true)]
+async fn a_clock_that_jumps_ten_years_locks_no_board_out() {
+    let server = Server::new().await;
+    let token = server.token(|token| token.expires = None).await;
+    let own = key();
+    let mut held = server.certificate(As::Token(&token), "one", &own).await.unwrap();
+    for by in [TEN_YEARS, -TEN_YEARS, -TEN_YEARS, TEN_YEARS] {
+        server.clock.jump(by);
+        let standing = whoami(&server, As::Certificate(&held)).await;
+        assert!(["403", "system:node:one"].contains(&standing.as_str()), "{standing} at {}", server.clock.now());
+        held = server.certificate(As::Certificate(&held), "one", &own).await.unwrap();
+        assert_eq!(whoami(&server, As::Certificate(&held)).await, "system:node:one", "{}", server.clock.now());
+    }
+}
+
+/// Two nodes that have joined, and their certificates.
+async fn fleet(server: &Server) -> [CertificateDer<'static>; 2] {
+    let token = server
+        .token(|token| token.node_labels = [("node-role.kubernetes.io/edge".to_owned(), String::new())].into())
+        .await;
+    for (kind, object) in [("namespaces", json!({"metadata": {"name": "g1"}}))] {
+        assert_eq!(server.ask(As::Admin, "POST", &format!("/api/v1/{kind}"), object).await.0, 201);
+    }
+    let mut certificates = Vec::new();
+    for node in ["one", "two"] {
+        let certificate = server.certificate(As::Token(&token), node, &key()).await.unwrap();
+        let object = json!({"metadata": {"name": node, "labels": {"kubernetes.io/hostname": node}}});
+        let (code, answer) = server.ask(As::Certificate(&certificate), "POST", "/api/v1/nodes", object).await;
+        assert_eq!(code, 201, "{answer}");
+        assert_eq!(answer.label("node-role.kubernetes.io/edge"), Some(""), "the token's labels: {answer}");
+        let volumes = json!([{"name": "s", "secret": {"secretName": format!("of-{node}")}}]);
+        let spec = json!({"nodeName": node, "volumes": volumes, "containers": [{"name": "c", "image": "i"}]});
+        let pod = json!({"metadata": {"name": format!("on-{node}")}, "spec": spec});
+        let (code, answer) = server.ask(As::Admin, "POST", "/api/v1/namespaces/g1/pods", pod).await;
+        assert_eq!(code, 201, "{answer}");
+        for secret in [format!("of-{node}"), format!("other-{node}")] {
+            let object = json!({"metadata": {"name": secret}});
+            assert_eq!(server.ask(As::Admin, "POST", "/api/v1/namespaces/g1/secrets", object).await.0, 201);
+        }
+        certificates.push(certificate);
+    }
+    certificates.try_into().unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_nodes_certificate_opens_what_its_pods_need_and_no_more() {
+    let server = Server::new().await;
+    let [one, _] = fleet(&server).await;
+    let g1 = "/api/v1/namespaces/g1";
+    let lease = |name: &str| json!({"metadata": {"name": name}, "spec": {"holderIdentity": name}});
+    let mirror = |node: &str, volumes: Value| {
+        json!({"metadata": {"name": "m", "annotations": {"kubernetes.io/config.mirror": "x"}},
+            "spec": {"nodeName": node, "volumes": volumes, "containers": [{"name": "c", "image": "i"}]}})
+    };
+    let secret = json!([{"name": "s", "secret": {"secretName": "of-two"}}]);
+    let cases = [
+        ("GET", format!("{g1}/secrets/of-one"), Value::Null, 200, ""),
+        ("GET", format!("{g1}/secrets?fieldSelector=metadata.name%3Dof-one"), Value::Null, 200, ""),
+        (
+            "GET",
+            format!("{g1}/secrets/of-two"),
+            Value::Null,
+            403,
+            "no relationship found between node 'one' and this object",
+        ),
+        ("GET", format!("{g1}/secrets/other-one"), Value::Null, 403, "no relationship found"),
+        ("GET", format!("{g1}/secrets"), Value::Null, 403, "No Object name found"),
+        ("GET", SECRETS.to_owned(), Value::Null, 403, "No Object name found"),
+        ("GET", format!("{SECRETS}/one.node-key"), Value::Null, 403, "no relationship found"),
+        ("DELETE", format!("{g1}/secrets/of-one"), Value::Null, 403, "can only read resources of this type"),
+        ("GET", format!("{g1}/pods/on-one"), Value::Null, 200, ""),
+        ("GET", format!("{g1}/pods/on-two"), Value::Null, 403, "no relationship found"),
+        ("GET", "/api/v1/pods".into(), Value::Null, 403, "can only list/watch pods with spec.nodeName field selector"),
+        ("GET", "/api/v1/pods?fieldSelector=spec.nodeName%3Done".into(), Value::Null, 200, ""),
+        ("GET", "/api/v1/pods?fieldSelector=spec.nodeName%3Dtwo".into(), Value::Null, 403, "can only list/watch pods"),
+        ("PATCH", format!("{g1}/pods/on-one/status"), json!({"status": {"phase": "Running"}}), 200, ""),
+        (
+            "PATCH",
+            format!("{g1}/pods/on-two/status"),
+            json!({"status": {"phase": "Running"}}),
+            403,
+            "can only update pod status for pods with spec.nodeName set to itself",
+        ),
+        (
+            "PATCH",
+            format!("{g1}/pods/on-one/status"),
+            json!({"metadata": {"labels": {"a": "b"}}}),
+            403,
+            "cannot update labels through pod status",
+        ),
+        (
+            "DELETE",
+            format!("{g1}/pods/on-two"),
+            Value::Null,
+            403,
+            "can only delete pods with spec.nodeName set to itself",
+        ),
+        (
+            "POST",
+            format!("{g1}/pods/on-two/eviction"),
+            json!({"metadata": {"name": "on-two"}}),
+            403,
+            "can only create evictions for pods",
+        ),
+        (
+            "POST",
+            format!("{g1}/pods"),
+            json!({"metadata": {"name": "x"}, "spec": {"nodeName": "one", "containers": [{"name": "c", "image": "i"}]}}),
+            403,
+            "can only create mirror pods",
+        ),
+        (
+            "POST",
+            format!("{g1}/pods"),
+            mirror("two", Value::Null),
+            403,
+            "can only create pods with spec.nodeName set to itself",
+        ),
+        ("POST", format!("{g1}/pods"), mirror("one", secret), 403, "can not create pods that reference secrets"),
+        ("PATCH", "/api/v1/nodes/one/status".into(), json!({"status": {"capacity": {"cpu": "4"}}}), 200, ""),
+        (
+            "PATCH",
+            "/api/v1/nodes/two/status".into(),
+            json!({"status": {"capacity": {"cpu": "4"}}}),
+            403,
+            "can only access the node of the requesting node",
+        ),
+        (
+            "PATCH",
+            "/api/v1/nodes/one".into(),
+            json!({"metadata": {"labels": {"node-restriction.kubernetes.io/edgelet-ingress": "true"}}}),
+            403,
+            "is not allowed to modify labels",
+        ),
+        ("PATCH", "/api/v1/nodes/one".into(), json!({"spec": {"taints": []}}), 403, "is not allowed to modify taints"),
+        (
+            "POST",
+            "/api/v1/nodes".into(),
+            json!({"metadata": {"name": "three"}}),
+            403,
+            "node \"one\" is not allowed to modify node \"three\"",
+        ),
+        ("DELETE", "/api/v1/nodes/one".into(), Value::Null, 403, "nodes cannot access this resource"),
+        ("POST", "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases".into(), lease("one"), 201, ""),
+        (
+            "POST",
+            "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases".into(),
+            lease("two"),
+            403,
+            "can only access node lease with the same name",
+        ),
+        ("GET", "/apis/networking.k8s.io/v1/ingresses".into(), Value::Null, 403, "cannot list resource"),
+        ("GET", "/api/v1/services".into(), Value::Null, 200, ""),
+        ("GET", "/apis/discovery.k8s.io/v1/endpointslices".into(), Value::Null, 200, ""),
+        ("GET", "/apis/apps/v1/deployments".into(), Value::Null, 403, "cannot list resource"),
+        ("POST", "/edgelet/v1/authorities/rotate".into(), Value::Null, 403, "cannot post path"),
+    ];
+    for (method, target, body, code, message) in cases {
+        let (got, answer) = server.ask(As::Certificate(&one), method, &target, body).await;
+        assert_eq!(got, code, "{method} {target}: {answer}");
+        assert!(code < 300 || answer.str_at(&["message"]).contains(message), "{method} {target}: {answer}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_gets_tokens_for_its_own_pods_and_they_end_with_them() {
+    let server = Server::new().await;
+    let [one, two] = fleet(&server).await;
+    let (_, pod) = server.ask(As::Admin, "GET", "/api/v1/namespaces/g1/pods/on-one", Value::Null).await;
+    let bound = json!({"apiVersion": "v1", "kind": "Pod", "name": "on-one", "uid": pod.uid()});
+    let target = "/api/v1/namespaces/g1/serviceaccounts/default/token";
+    let request = |bound: &Value, audience: Option<&str>| json!({"spec": {"boundObjectRef": bound, "audiences": audience.into_iter().collect::<Vec<_>>()}});
+    let cases = [
+        (&two, request(&bound, None), 403, "node requested token bound to a pod scheduled on a different node"),
+        (&one, request(&Value::Null, None), 403, "node requested token not bound to a pod"),
+        (&one, request(&json!({"apiVersion": "v1", "kind": "Pod", "name": "on-one"}), None), 403, "without a uid"),
+        (&one, request(&bound, Some("vault")), 403, "audience \"vault\" not found in pod spec volume"),
+        (&one, request(&bound, None), 201, ""),
+    ];
+    let mut token = String::new();
+    for (node, body, code, message) in cases {
+        let (got, answer) = server.ask(As::Certificate(node), "POST", target, body).await;
+        assert_eq!(got, code, "{answer}");
+        assert!(code < 300 || answer.str_at(&["message"]).contains(message), "{answer}");
+        answer.str_at(&["status", "token"]).clone_into(&mut token);
+    }
+    assert_eq!(whoami(&server, As::Bearer(token.clone())).await, "system:serviceaccount:g1:default");
+    let pod = "/api/v1/namespaces/g1/pods/on-one?gracePeriodSeconds=0";
+    assert_eq!(server.ask(As::Certificate(&one), "DELETE", pod, Value::Null).await.0, 200);
+    assert_eq!(whoami(&server, As::Bearer(token)).await, "401");
+    let (code, _) = server.ask(As::Certificate(&one), "GET", "/api/v1/namespaces/g1/secrets/of-one", Value::Null).await;
+    assert_eq!(code, 403, "no pod needs it any more");
 }

@@ -160,6 +160,8 @@ fn judge(node: &str, attributes: &Attributes) -> Verdict {
         ("", "nodes") => judge_node(node, attributes),
         ("coordination.k8s.io", "leases") => judge_lease(node, attributes),
         ("storage.k8s.io", "csinodes") => judge_own(node, attributes),
+        // Nothing here makes them: devices are not handed out yet.
+        ("resource.k8s.io", _) => Verdict::Refused("nodes have no devices to hand out here"),
         _ => Verdict::Rules,
     }
 }

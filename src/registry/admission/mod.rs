@@ -4,6 +4,7 @@
 mod certificates;
 mod default_toleration_seconds;
 mod namespace_lifecycle;
+mod node_restriction;
 mod priority;
 mod service_account;
 mod taint_nodes;
@@ -84,6 +85,7 @@ pub trait Plugin: Sync {
 pub static PLUGINS: &[&dyn Plugin] = &[
     &namespace_lifecycle::NamespaceLifecycle,
     &service_account::ServiceAccount,
+    &node_restriction::NodeRestriction,
     &taint_nodes::TaintNodesByCondition,
     &priority::Priority,
     &default_toleration_seconds::DefaultTolerationSeconds,
