@@ -252,6 +252,16 @@ fn port_forward(board: &Board, program: &Path) {
     assert_eq!(board.curl(&format!("http://127.0.0.1:{local}/")), "localhost/busybox:v1");
 }
 
+/// Newer clients fall back to SPDY when a WebSocket is refused, and say so only when asked: they must not need to.
+fn opens_with(board: &Board, kubectl: &Path, verb: &str) {
+    let echoed = fed(board, kubectl, &["exec", "-v=6", "net", "-c", "web", "--", "echo", "hi"], b"");
+    let log = text(&echoed.stderr);
+    let requests: Vec<&str> = log.lines().filter(|line| line.contains("/exec?")).collect();
+    assert!(!requests.is_empty(), "{log}");
+    let opened = |line: &&str| line.contains(verb) && line.contains("101 Switching Protocols");
+    assert!(requests.iter().all(opened), "{requests:#?}");
+}
+
 #[test]
 fn kubectl_1_20_streams_over_spdy() {
     if !harness::can_run() {
@@ -259,6 +269,7 @@ fn kubectl_1_20_streams_over_spdy() {
     }
     let Some(kubectl) = harness::tool("kubectl-1.20") else { return };
     let board = ready("streams-spdy", &kubectl);
+    opens_with(&board, &kubectl, "POST");
     exec(&board, &kubectl);
     attach(&board, &kubectl, &kubectl);
     run_once(&board, &kubectl);
@@ -274,6 +285,7 @@ fn the_newest_kubectl_streams_over_websockets() {
     }
     let Some(kubectl) = harness::tool("kubectl-1.37") else { return };
     let board = ready("streams-websocket", &kubectl);
+    opens_with(&board, &kubectl, "GET");
     exec(&board, &kubectl);
     attach(&board, &kubectl, &kubectl);
     run_once(&board, &kubectl);

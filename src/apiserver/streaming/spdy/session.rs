@@ -22,6 +22,8 @@ const FRAMES_LIMIT: usize = 4;
 /// Chunks of a stream that are not yet taken; with the other limits, 8 MiB a session.
 const CHUNKS_LIMIT: usize = 2;
 const CHUNK_BYTES: usize = 16 << 10;
+/// How long a stream that nobody reads may hold its session back; upstream's limit for idle streams.
+const STALL_TIMEOUT: Duration = Duration::from_secs(4 * 3600);
 /// How long the client may take to read the end and to close its side.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -33,6 +35,8 @@ pub enum SessionError {
     Frame(#[from] FrameError),
     #[error("read header block")]
     Headers(#[from] HeaderError),
+    #[error("stream {0} is not read")]
+    Stalled(u32),
     #[error("session has ended")]
     Ended,
 }
@@ -174,7 +178,8 @@ impl Session {
             let chunk = read(input, left.min(u32::try_from(CHUNK_BYTES).expect("16 KiB"))).await?;
             left -= u32::try_from(chunk.len()).expect("at most 16 KiB");
             if let Some(chunks) = &chunks {
-                let _ = chunks.send(chunk).await;
+                let sent = tokio::time::timeout(STALL_TIMEOUT, chunks.send(chunk)).await;
+                let _ = sent.map_err(|_| SessionError::Stalled(stream))?;
             }
         }
         if fin {

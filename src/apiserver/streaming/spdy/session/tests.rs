@@ -204,6 +204,19 @@ async fn windows_are_kept_with_a_client_that_names_one() {
     assert!(matches!(client.see().await, Some((0, 1, 0, _))));
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_is_never_read_does_not_hold_its_session_for_ever() {
+    let mut client = Client::of(|mut incoming| async move {
+        let _held = incoming.recv().await.unwrap();
+        std::future::pending().await
+    });
+    client.open(1, &[]).await;
+    client.put(&frame::data(1, false, &vec![0; 100_000])).await;
+    let begun = tokio::time::Instant::now();
+    while client.see().await.is_some() {}
+    assert!(begun.elapsed() >= STALL_TIMEOUT);
+}
+
 /// Half of the frames make sense, and all of their lengths are right, so that the others reach the parsers.
 #[tokio::test(start_paused = true)]
 async fn whatever_comes_is_survived() {
