@@ -13,7 +13,7 @@ pub use key::KeySource;
 pub use log::LogError as ReplicaError;
 
 use super::informer::Scope;
-use super::{Item, PODS, Resource};
+use super::{ENDPOINTSLICES, Item, PODS, Resource};
 use crate::clock::monotonic;
 use bytes::Bytes;
 use log::{Digest, Log, Record, digest};
@@ -27,6 +27,9 @@ use tokio::sync::Notify;
 const ANSWER_PATIENCE: Duration = Duration::from_secs(1);
 /// Changes that come within this time after a write are written together.
 const GATHER: Duration = Duration::from_secs(1);
+/// What changes with every pod of the cluster and is soon stale anyway is written with the next other change, or
+/// after this.
+const LAZY: Duration = Duration::from_secs(10);
 /// After a failed write (a full disk) the next try comes then, or with the next change.
 const WRITE_RETRY: Duration = Duration::from_secs(30);
 /// The key under which a collection says that it was listed: it may be empty.
@@ -43,12 +46,19 @@ struct Inner {
     state: Mutex<State>,
     /// Held while the disk works: only from where blocking is allowed.
     log: Arc<Mutex<Log>>,
-    wake: Arc<Notify>,
+    wake: Arc<Wake>,
     started: AtomicBool,
     opened_at: tokio::time::Instant,
     /// The server has listed something in this process' life.
     answered: AtomicBool,
     written_bytes: AtomicU64,
+}
+
+/// What the writing task waits for.
+#[derive(Default)]
+struct Wake {
+    now: Notify,
+    lazily: Notify,
 }
 
 #[derive(Default)]
@@ -167,7 +177,7 @@ impl Replica {
             news |= state.put(&collection, &key, Some(value), digest);
         }
         drop(state);
-        self.tell(news);
+        self.tell(news, resource == ENDPOINTSLICES);
     }
 
     /// One object has changed on the server; `None` = deleted.
@@ -175,7 +185,7 @@ impl Replica {
         let value = item.map(|item| kept::kept(resource, &item.0));
         let digest = value.as_ref().map_or_else(Digest::default, |value| digest(&[value]));
         let news = self.0.lock().put(&collection(resource, scope).into(), key, value, digest);
-        self.tell(news);
+        self.tell(news, resource == ENDPOINTSLICES);
     }
 
     /// Keeps something of the node's own, as the tokens that were given to a pod. `news` is what of it is worth a
@@ -183,7 +193,7 @@ impl Replica {
     pub fn note(&self, kind: &str, key: &str, value: Option<Bytes>, news: &[u8]) {
         let digest = value.as_ref().map_or_else(Digest::default, |_| digest(&[news]));
         let written = self.0.lock().put(&kind.into(), &key.into(), value, digest);
-        self.tell(written);
+        self.tell(written, false);
     }
 
     /// What a former process noted.
@@ -220,12 +230,13 @@ impl Replica {
             }
         }
         drop(state);
-        self.tell(news);
+        self.tell(news, false);
     }
 
-    fn tell(&self, news: bool) {
+    fn tell(&self, news: bool, lazily: bool) {
         if news {
-            self.0.wake.notify_one();
+            let wake = if lazily { &self.0.wake.lazily } else { &self.0.wake.now };
+            wake.notify_one();
         }
     }
 
@@ -357,14 +368,25 @@ impl Inner {
     }
 }
 
+impl Wake {
+    async fn any(&self) {
+        tokio::select! {
+            () = self.now.notified() => {}
+            () = self.lazily.notified() => {
+                let _ = tokio::time::timeout(LAZY, self.now.notified()).await;
+            }
+        }
+    }
+}
+
 /// Woken by changes; ends with the last clone of the replica.
-async fn write_all(replica: Weak<Inner>, wake: Arc<Notify>) {
+async fn write_all(replica: Weak<Inner>, wake: Arc<Wake>) {
     let mut failing = false;
     loop {
         if failing {
-            let _ = tokio::time::timeout(WRITE_RETRY, wake.notified()).await;
+            let _ = tokio::time::timeout(WRITE_RETRY, wake.now.notified()).await;
         } else {
-            wake.notified().await;
+            wake.any().await;
         }
         let Some(inner) = replica.upgrade() else { return };
         if let Err(error) = inner.write().await {
@@ -382,7 +404,7 @@ async fn write_all(replica: Weak<Inner>, wake: Arc<Notify>) {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        self.wake.notify_one();
+        self.wake.now.notify_one();
     }
 }
 

@@ -2,6 +2,8 @@
 
 use super::*;
 use crate::client::{ENDPOINTSLICES, SECRETS, SERVICES};
+use crate::pki::Pki;
+use crate::runtime::VolumeContent;
 
 impl World {
     async fn with_replica() -> Self {
@@ -55,6 +57,11 @@ async fn pods_run_on_without_the_server_and_all_is_told_when_it_returns() {
         world.pod(name, json!({}), json!({})).await;
     }
     let (fails, stays, goes) = (world.ready("fails").await, world.ready("stays").await, world.ready("goes").await);
+    let written = || world.informers.as_ref().and_then(Informers::replica).expect("a replica").written_bytes();
+    world.clock.sleep(seconds(10)).await;
+    let settled = written();
+    world.clock.sleep(seconds(3600)).await;
+    assert_eq!(written(), settled, "an idle node writes nothing");
     world.line.cut();
     world.clock.sleep(seconds(5)).await;
     let options = DeleteOptions { grace_s: Some(0), ..DeleteOptions::default() };
@@ -264,4 +271,31 @@ async fn endpoints_of_own_pods_follow_their_probes_without_the_server() {
     world.line.mend();
     world.clock.sleep(seconds(60)).await;
     assert_eq!(ready(world.kubelet()), [true, true], "the server's word again");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_last_token_is_mounted_while_no_server_can_issue_another() {
+    let mut world = World::with_replica().await;
+    let keys = tempfile::tempdir().expect("a folder");
+    let Client::Local(local) = &world.client else { unreachable!("the world's client") };
+    let pki = Pki::open(keys.path(), "https://kubernetes.default.svc", world.clock.clone()).expect("keys");
+    local.registry.issue_tokens_with(pki);
+    let source = json!({"serviceAccountToken": {"path": "token", "expirationSeconds": 600}});
+    let volumes = json!([{"name": "v", "projected": {"sources": [source]}}]);
+    world.pod("p", json!({}), json!({"volumes": volumes})).await;
+    let pod = world.ready("p").await;
+    let token = |world: &World| match world.runtime.volume(pod.uid(), "v") {
+        Some(VolumeContent::Files { files, .. }) => files["token"].bytes.clone(),
+        other => panic!("a token, not {other:?}"),
+    };
+    let issued = token(&world);
+    world.line.cut();
+    world.power_cut().await;
+    world.clock.sleep(seconds(5)).await;
+    assert!(world.running(&pod).await && token(&world) == issued);
+    world.clock.sleep(seconds(3600)).await;
+    assert!(token(&world) == issued, "past its time, but there is no other");
+    world.line.mend();
+    world.clock.sleep(seconds(40)).await;
+    assert!(token(&world) != issued, "renewed at once when the server is back");
 }
