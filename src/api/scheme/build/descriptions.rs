@@ -40,13 +40,17 @@ fn sources() -> Option<PathBuf> {
     let home = home.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cargo")))?;
     let registries = std::fs::read_dir(home.join("registry/src")).into_iter().flatten().flatten();
     let mut places: Vec<PathBuf> = registries.map(|one| one.path().join(format!("k8s-openapi-{version}"))).collect();
+    places.sort();
     places.push(PathBuf::from("vendor/k8s-openapi"));
     places.into_iter().map(|place| place.join("src/v1_36")).find(|place| place.is_dir())
 }
 
 fn read_folder(folder: &Path, found: &mut Descriptions) {
-    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
-        let path = entry.path();
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut paths: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
+    // Two groups may have a type of one name: the same one must win on every machine.
+    paths.sort();
+    for path in paths {
         if path.is_dir() {
             read_folder(&path, found);
         } else if let Ok(source) = std::fs::read_to_string(&path) {
