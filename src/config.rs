@@ -3,6 +3,7 @@
 
 use crate::backup::CLUSTER_FACTS;
 use crate::backup::schedule::{Schedule, parse_interval};
+use crate::kubelet::device::DeviceSpec;
 use crate::network::ipam::Cidr;
 use crate::peers::Mode;
 use jiff::Timestamp;
@@ -50,6 +51,9 @@ pub struct Typed {
     /// Labels the node registers with, KEY=VALUE
     #[arg(long, value_name = "LABEL")]
     pub node_label: Vec<String>,
+    /// Devices of the board that pods may ask for as resources
+    #[arg(skip)]
+    pub devices: Vec<DeviceSpec>,
     /// Addresses of this node's pods, on a board that is its cluster [default: what the server gives out]
     #[arg(long, value_name = "CIDR")]
     pub pod_cidr: Option<String>,
@@ -111,6 +115,7 @@ pub struct Config {
     pub node_name: String,
     pub node_ip: IpAddr,
     pub node_labels: Vec<(String, String)>,
+    pub devices: Vec<DeviceSpec>,
     pub cluster_cidr: Cidr,
     /// This node's part of the cluster CIDR; `None` = what the server gives out.
     pub pod_cidr: Option<String>,
@@ -216,6 +221,7 @@ impl Typed {
             node_name: self.node_name.or(file.node_name),
             node_ip: self.node_ip.or(file.node_ip),
             node_label: both(self.node_label, file.node_label),
+            devices: [self.devices, file.devices].concat(),
             pod_cidr: self.pod_cidr.or(file.pod_cidr),
             cluster_cidr: self.cluster_cidr.or(file.cluster_cidr),
             pod_network: self.pod_network.or(file.pod_network),
@@ -304,6 +310,7 @@ impl Typed {
             node_name: node_name(self.node_name)?,
             node_ip: self.node_ip.unwrap_or_else(|| default_ip(cluster_cidr.nth(1))),
             node_labels: labels(&self.node_label)?,
+            devices: devices(self.devices)?,
             pod_cidr: pod_cidr(self.pod_cidr, &cluster_cidr)?,
             cluster_cidr,
             pod_network: pod_network(self.pod_network)?,
@@ -359,6 +366,11 @@ fn labels(typed: &[String]) -> Result<Vec<(String, String)>, ConfigError> {
         pair.ok_or_else(|| value("node-label", format!("{label:?} must be KEY=VALUE")))
     };
     typed.iter().map(split).collect()
+}
+
+fn devices(typed: Vec<DeviceSpec>) -> Result<Vec<DeviceSpec>, ConfigError> {
+    typed.iter().try_for_each(DeviceSpec::check).map_err(|why| value("devices", why))?;
+    Ok(typed)
 }
 
 /// This machine's address: the one the kernel would use towards the outside (nothing is sent), else any
@@ -427,6 +439,7 @@ mod tests {
             ("pod-cidr: 10.44.0.0/24", "pod-cidr: 10.44.0.0/24 is not in cluster-cidr 10.42.0.0/16"),
             ("node-name: Not_ok", "node-name: \"Not_ok\" must be lower case letters, digits, '-' and '.'"),
             ("node-label: [x]", "node-label: \"x\" must be KEY=VALUE"),
+            ("devices: [{name: a}]", "devices: device \"a\" needs one of class, usb and paths"),
             ("bridge: a-very-long-bridge", "bridge: \"a-very-long-bridge\" is no name for a network device"),
         ];
         for (text, message) in cases {

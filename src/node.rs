@@ -12,6 +12,7 @@ use crate::config::Config;
 use crate::dns::{self, DnsConfig};
 use crate::image::ImageStore;
 use crate::image::pull::Puller;
+use crate::kubelet::board::Board;
 use crate::kubelet::eviction;
 use crate::kubelet::node_status::{self, Machine};
 use crate::kubelet::shutdown::{self as machine_shutdown, ShutdownConfig};
@@ -20,6 +21,7 @@ use crate::network::resolve::Resolver;
 use crate::network::{Network, NetworkConfig};
 use crate::peers::{self, PeersConfig};
 use crate::proxy::{self, ProxyConfig};
+use crate::runtime::Runtime;
 use crate::runtime::libcontainer::{LibcontainerRuntime, RuntimeConfig};
 use crate::supervise::Tree;
 use crate::sys::cgroup::Cgroups;
@@ -63,15 +65,9 @@ pub async fn start(config: &Config, link: NodeLink, tree: &mut Tree) -> anyhow::
     network.setup().await.context("set up the pod network")?;
     let images = ImageStore::open(&config.data_directory.join("images"), clock.clone())?;
     let puller = Puller::new(Arc::new(Resolver::default()), config.insecure_registries.clone())?;
-    let runtime_config = RuntimeConfig {
-        run_directory: config.run_directory.clone(),
-        state_directory: config.data_directory.clone(),
-        log_directory: config.log_directory.clone(),
-        cgroup_root: format!("/{}", config.cgroup_root),
-        shim_binary: None,
-    };
+    let runtime = runtime_config(config);
     let runtime =
-        LibcontainerRuntime::new(runtime_config, images, puller, network.clone(), clock.clone(), trace.clone()).await?;
+        LibcontainerRuntime::new(runtime, images, puller, network.clone(), clock.clone(), trace.clone()).await?;
 
     let peering =
         PeersConfig { mode: config.pod_network, ..PeersConfig::new(&config.node_name, network.clone(), run.clone()) };
@@ -148,6 +144,25 @@ async fn given_pod_cidr(config: &KubeletConfig, client: &Client, informers: &Inf
     }
 }
 
+/// Takes everything of a node that does not run away: its pods, which outlived it, their logs, network and cgroups.
+pub async fn remove(config: &Config) -> anyhow::Result<()> {
+    std::fs::create_dir_all(&config.run_directory)
+        .with_context(|| format!("make folder {}", config.run_directory.display()))?;
+    let _claim = crate::server::claim(&config.run_directory)?;
+    let clock = Clock::real();
+    // What is taken away has the same names whatever part of the cluster's addresses the node was given.
+    let network = Network::new(network_config(config, format!("{}/24", config.cluster_cidr.base())))
+        .context("open the pod network")?;
+    let images = ImageStore::open(&config.data_directory.join("images"), clock.clone())?;
+    let puller = Puller::new(Arc::new(Resolver::default()), Vec::new())?;
+    let runtime_config = runtime_config(config);
+    let runtime =
+        LibcontainerRuntime::new(runtime_config, images, puller, network.clone(), clock, Arc::default()).await?;
+    runtime.retain(&[]).await.context("give up what former pods left")?;
+    runtime.remove_all().await.context("remove what is left of the pods")?;
+    network.teardown().await.context("take the pod network down")
+}
+
 /// Takes away what a start that failed half-way has made, for those who must leave nothing behind. Call it when the
 /// tree has ended: while an older `Network` of this process lives, the rules are its own.
 pub async fn discard(config: &Config) -> anyhow::Result<()> {
@@ -176,6 +191,16 @@ fn network_config(config: &Config, pod_cidr: String) -> NetworkConfig {
     }
 }
 
+fn runtime_config(config: &Config) -> RuntimeConfig {
+    RuntimeConfig {
+        run_directory: config.run_directory.clone(),
+        state_directory: config.data_directory.clone(),
+        log_directory: config.log_directory.clone(),
+        cgroup_root: format!("/{}", config.cgroup_root),
+        shim_binary: None,
+    }
+}
+
 fn kubelet_config(config: &Config, heartbeat: Heartbeat) -> KubeletConfig {
     let machine = Machine::observe(&config.data_directory);
     KubeletConfig {
@@ -189,5 +214,7 @@ fn kubelet_config(config: &Config, heartbeat: Heartbeat) -> KubeletConfig {
         capacity: machine.capacity(),
         allocatable: machine.allocatable(),
         heartbeat,
+        board: Board::observe(Path::new("/")),
+        devices: config.devices.clone(),
     }
 }

@@ -3,7 +3,10 @@
 //! where it cannot, or where it ends with an error, the tree says so and its owner ends: a process without it
 //! would only look alive.
 
+pub mod notify;
+
 use futures_util::FutureExt;
+use notify::Notifier;
 use std::convert::Infallible;
 use std::fmt::Display;
 use std::future::Future;
@@ -36,11 +39,13 @@ pub struct Tree {
     /// The first task that panicked or failed and cannot be made again.
     lost: Arc<watch::Sender<Option<&'static str>>>,
     tasks: Vec<(&'static str, JoinHandle<()>)>,
+    manager: Option<Arc<Notifier>>,
 }
 
 impl Default for Tree {
     fn default() -> Self {
-        Self { stop: watch::Sender::new(false), lost: Arc::new(watch::Sender::new(None)), tasks: Vec::new() }
+        let (stop, lost) = (watch::Sender::new(false), Arc::new(watch::Sender::new(None)));
+        Self { stop, lost, tasks: Vec::new(), manager: None }
     }
 }
 
@@ -115,8 +120,33 @@ impl Tree {
         });
     }
 
+    /// Tells the service manager, where there is one, that what this tree was made for works; and from then on,
+    /// as often as it asks, that the event loop turns and no task is lost.
+    pub fn announce(&mut self, manager: Option<Notifier>) {
+        let Some(manager) = manager.map(Arc::new) else { return };
+        manager.ready();
+        self.manager = Some(manager.clone());
+        let Some(interval) = manager.watchdog_interval() else { return };
+        let (shutdown, lost) = (self.shutdown(), self.lost.subscribe());
+        self.spawn("watchdog", async move {
+            loop {
+                tokio::select! {
+                    () = shutdown.requested() => return,
+                    () = tokio::time::sleep(interval) => {}
+                }
+                if lost.borrow().is_some() {
+                    return;
+                }
+                manager.alive();
+            }
+        });
+    }
+
     /// Asks every task to end and waits for each, at most `grace` in all; the rest are aborted.
     pub async fn end(mut self, grace: Duration) {
+        if let Some(manager) = &self.manager {
+            manager.stopping();
+        }
         self.stop.send_replace(true);
         let deadline = tokio::time::Instant::now() + grace;
         while let Some((name, mut task)) = self.tasks.pop() {

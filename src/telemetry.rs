@@ -4,7 +4,11 @@
 use crate::clock::Clock;
 use jiff::Timestamp;
 use std::collections::{HashMap, VecDeque};
+use std::io::IsTerminal;
 use std::sync::Mutex;
+use tracing_subscriber::fmt::format::{Compact, Format, Writer};
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, format};
+use tracing_subscriber::registry::LookupSpan;
 
 /// Pods whose steps are remembered; the oldest is forgotten first.
 const TRACED_PODS_LIMIT: usize = 512;
@@ -74,10 +78,95 @@ impl Trace {
     }
 }
 
-/// Starts logging to standard error; `RUST_LOG` selects, `info` is the default.
+/// Starts logging to standard error; `RUST_LOG` selects, `info` is the default. The journal keeps the time and
+/// shows levels itself: it gets lines with a priority and nothing else.
 pub fn init(default_filter: &str) {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default_filter));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     // A second call in one process (tests) keeps the first subscriber.
-    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+    let _ = if into_journal() {
+        log.with_ansi(false).event_format(JournalFormat::default()).try_init()
+    } else {
+        log.with_ansi(std::io::stderr().is_terminal()).try_init()
+    };
+}
+
+/// systemd names the journal's stream by device and inode; a redirected standard error is another one.
+fn into_journal() -> bool {
+    let Ok(named) = std::env::var("JOURNAL_STREAM") else { return false };
+    rustix::fs::fstat(std::io::stderr()).is_ok_and(|own| named == format!("{}:{}", own.st_dev, own.st_ino))
+}
+
+/// One line: `<PRIORITY>`, then target, spans, message and fields (sd-daemon(3)).
+struct JournalFormat(Format<Compact, ()>);
+
+impl Default for JournalFormat {
+    fn default() -> Self {
+        Self(format().without_time().with_level(false).compact())
+    }
+}
+
+impl<S, N> FormatEvent<S, N> for JournalFormat
+where
+    S: tracing::Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &tracing::Event<'_>,
+    ) -> std::fmt::Result {
+        write!(writer, "<{}>", priority(*event.metadata().level()))?;
+        self.0.format_event(context, writer, event)
+    }
+}
+
+/// syslog's: an error is 3, a warning 4, information 6, all below 7.
+fn priority(level: tracing::Level) -> u8 {
+    match level {
+        tracing::Level::ERROR => 3,
+        tracing::Level::WARN => 4,
+        tracing::Level::INFO => 6,
+        _ => 7,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+    use std::sync::Arc;
+
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn the_journal_gets_priorities_and_neither_times_nor_colours() {
+        let lines = Lines::default();
+        let writer = lines.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .with_ansi(false)
+            .with_writer(move || writer.clone())
+            .event_format(JournalFormat::default())
+            .finish();
+        tracing::subscriber::with_default(subscriber, || {
+            tracing::error!(task = "dns", "task failed");
+            tracing::info!("serving");
+        });
+        let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+        let target = "edgelet::telemetry::tests";
+        assert_eq!(text, format!("<3>{target}: task failed task=\"dns\"\n<6>{target}: serving\n"));
+    }
 }

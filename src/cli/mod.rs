@@ -12,6 +12,7 @@ mod demo;
 mod exec;
 mod get;
 mod image;
+mod install;
 mod join;
 mod local;
 mod logs;
@@ -24,6 +25,7 @@ mod restore;
 mod server;
 mod token;
 mod trace;
+mod uninstall;
 mod version;
 mod web;
 
@@ -77,6 +79,10 @@ enum Command {
     Backup(backup::Arguments),
     /// Make what was backed up the server of this machine
     Restore(restore::Arguments),
+    /// Make edgelet a service of this machine, started at boot
+    Install(install::Arguments),
+    /// End all pods and take edgelet off this machine, without a trace
+    Uninstall(uninstall::Arguments),
     /// Say what this machine lacks, and the line that mends it
     Check(check::Arguments),
     /// Show a pod's way through the workflow, with times
@@ -113,6 +119,8 @@ pub fn main() -> ExitCode {
         Command::Image(arguments) => block_on(image::run(arguments)),
         Command::Backup(arguments) => backup::run(&arguments),
         Command::Restore(arguments) => restore::run(&arguments),
+        Command::Install(arguments) => install::run(&arguments),
+        Command::Uninstall(arguments) => uninstall::run(&arguments),
         Command::Check(arguments) => check::run(&arguments),
         Command::Trace(arguments) => block_on(trace::run(arguments)),
         Command::Version(arguments) => block_on(version::run(arguments)),

@@ -9,6 +9,7 @@ use crate::config::{Config, Typed};
 use crate::node::{self, joined};
 use crate::pki::node_identity::{Joined, NodeIdentity};
 use crate::supervise::Tree;
+use crate::supervise::notify::Notifier;
 use anyhow::{Context, bail};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -99,6 +100,8 @@ pub async fn foreground(
     let _claim = crate::server::claim(&config.data_directory)?;
     let mut tree = Tree::default();
     let uplink = joined::connect(&config, &identity, &joined, clock, &mut tree)?;
+    // A node does its work with its server away: that is no reason for a service manager to worry.
+    tree.announce(Notifier::from_environment());
     let (remote, state) = (uplink.remote, uplink.state);
     let running = async {
         let node = node::start(&config, uplink.link, &mut tree).await?;

@@ -2,6 +2,7 @@
 
 use crate::config::{Config, Typed};
 use crate::supervise::Tree;
+use crate::supervise::notify::Notifier;
 use crate::{node, server};
 use anyhow::{Context, bail};
 use std::path::PathBuf;
@@ -39,6 +40,7 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
     let plane = server::start(&config, &mut tree).await?;
     let _node = node::start(&config, plane.link(&config.node_name), &mut tree).await?;
     tracing::info!(address = %plane.address, kubeconfig = %config.kubeconfig.display(), "serving");
+    tree.announce(Notifier::from_environment());
     let lost = tokio::select! {
         _ = interrupted.recv() => None,
         _ = terminated.recv() => None,

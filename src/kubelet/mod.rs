@@ -2,8 +2,10 @@
 //! Talks to the API through the client alone and to the machine through the runtime alone.
 
 mod admission;
+pub mod board;
 mod condition;
 mod container;
+pub mod device;
 mod difference;
 mod dns;
 mod downward;
@@ -55,7 +57,7 @@ use serde_json::Value;
 use status::Host;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
@@ -94,6 +96,9 @@ pub struct KubeletConfig {
     pub capacity: BTreeMap<String, Quantity>,
     pub allocatable: BTreeMap<String, Quantity>,
     pub heartbeat: Heartbeat,
+    pub board: board::Board,
+    /// What of the board's devices pods may have.
+    pub devices: Vec<device::DeviceSpec>,
 }
 
 /// Who renews the node's Lease.
@@ -134,6 +139,8 @@ pub struct Kubelet {
     resolv_conf: ResolvConf,
     pulls: Semaphore,
     starts: Semaphore,
+    /// One container at a time chooses among the devices that are free.
+    device_turn: tokio::sync::Mutex<()>,
     started_at: Timestamp,
     node_written_at: Mutex<Option<Timestamp>>,
     /// The node's own object.
@@ -191,6 +198,7 @@ impl Kubelet {
             resolv_conf: ResolvConf::parse(&resolv_conf),
             pulls: Semaphore::new(PULLS_LIMIT as usize),
             starts: Semaphore::new(STARTS_LIMIT),
+            device_turn: tokio::sync::Mutex::default(),
             started_at: clock.now(),
             node_written_at: Mutex::default(),
             node_changed: Notify::new(),
@@ -319,6 +327,15 @@ impl Kubelet {
             }
             self.clock.sleep(LIST_RETRY).await;
         }
+    }
+
+    /// Free devices for one container; the caller holds `device_turn` until the container has them.
+    async fn choose_devices(&self, wanted: &BTreeMap<String, usize>) -> Result<BTreeMap<String, Vec<String>>, String> {
+        let sandboxes = self.runtime.list().await.map_err(|error| format!("list containers: {error}"))?;
+        let containers = sandboxes.into_iter().flat_map(|sandbox| sandbox.containers);
+        let alive = containers.filter(|one| !matches!(one.state, ContainerState::Exited(_)));
+        let in_use: Vec<Vec<String>> = alive.map(|one| one.devices).filter(|devices| !devices.is_empty()).collect();
+        device::allocate(&device::supplies(Path::new("/"), &self.config.devices), wanted, &in_use)
     }
 
     /// Makes room on a full disk, as far as images that no pod here needs take it.

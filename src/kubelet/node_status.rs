@@ -2,6 +2,8 @@
 //! The Lease is the heartbeat; the status is written only when it has changed, so that an idle node writes nothing.
 
 use super::admission::Distress;
+use super::board::{Condition, Health};
+use super::device;
 use super::difference::differs;
 use super::eviction::shortages;
 use super::memory::after;
@@ -107,7 +109,7 @@ impl Machine {
     }
 
     /// What holds now; what held a while ago is in `distress`.
-    fn conditions(&self, distress: &Distress) -> [(&'static str, bool, &'static str, &'static str); 4] {
+    fn conditions(&self, distress: &Distress) -> [Condition; 4] {
         let held = |condition: &str| distress.pressures.contains(&condition);
         let now = |condition: &str| shortages(self).iter().any(|one| one.signal.condition() == condition);
         let [memory, disk, pids] =
@@ -134,6 +136,7 @@ impl Machine {
                 ("Ready", true, "KubeletReady", "kubelet is posting ready status")
             },
         ]
+        .map(|(r#type, holds, reason, message)| Condition { r#type, holds, reason, message: message.into() })
     }
 }
 
@@ -286,7 +289,8 @@ fn labels(config: &KubeletConfig) -> Map<String, Value> {
         ("beta.kubernetes.io/arch", architecture()),
     ];
     let known = known.into_iter().map(|(key, value)| (key.to_owned(), json!(value)));
-    known.chain(config.labels.iter().map(|(key, value)| (key.clone(), json!(value)))).collect()
+    let board = config.board.labels().into_iter().map(|(key, value)| (key, json!(value)));
+    known.chain(board).chain(config.labels.iter().map(|(key, value)| (key.clone(), json!(value)))).collect()
 }
 
 /// As container images name architectures.
@@ -335,30 +339,41 @@ async fn status(kubelet: &Kubelet, held: &Value) -> Value {
     let distress = kubelet.distress.lock().expect("no panic while locked").clone();
     let addresses = config.node_ips.iter().map(|ip| json!({"type": "InternalIP", "address": ip.to_string()}));
     let hostname = json!({"type": "Hostname", "address": config.node_name});
+    let devices = device::amounts(&device::supplies(Path::new("/"), &config.devices));
     let quantities = |map: &BTreeMap<String, Quantity>| -> Map<String, Value> {
-        map.iter().map(|(name, quantity)| (name.clone(), json!(quantity.to_string()))).collect()
+        map.iter().chain(&devices).map(|(name, quantity)| (name.clone(), json!(quantity.to_string()))).collect()
     };
+    let health = Health::observe(Path::new("/"));
+    let holds = |r#type: &str| condition_holds(held, r#type);
+    let mut conditions = health.conditions(&config.board, holds);
+    // Ready last, where scripts look for it.
+    conditions.extend(machine.conditions(&distress));
     json!({
         "addresses": addresses.chain([hostname]).collect::<Value>(),
         "capacity": quantities(&config.capacity),
         "allocatable": quantities(&config.allocatable),
-        "conditions": conditions(machine.conditions(&distress), held, &kubelet.clock.now_rfc3339()),
+        "conditions": as_objects(conditions, held, &kubelet.clock.now_rfc3339()),
         "daemonEndpoints": {"kubeletEndpoint": {"Port": KUBELET_PORT}},
         "images": images(kubelet).await,
         "nodeInfo": node_info(&kubelet.runtime.version()),
     })
 }
 
-fn conditions(all: [(&str, bool, &str, &str); 4], held: &Value, now: &str) -> Value {
+fn condition_holds(held: &Value, r#type: &str) -> bool {
+    let mut conditions = held["conditions"].as_array().into_iter().flatten();
+    conditions.any(|one| one["type"] == r#type && one["status"] == "True")
+}
+
+fn as_objects(conditions: impl IntoIterator<Item = Condition>, held: &Value, now: &str) -> Value {
     let held = held["conditions"].as_array().cloned().unwrap_or_default();
-    let one = |(r#type, holds, reason, message): (&str, bool, &str, &str)| {
+    let one = |Condition { r#type, holds, reason, message }| {
         let status = if holds { "True" } else { "False" };
         let same = held.iter().find(|old| old["type"] == r#type && old["status"] == status);
         let since = same.and_then(|old| old["lastTransitionTime"].as_str()).unwrap_or(now);
         json!({"type": r#type, "status": status, "reason": reason, "message": message,
             "lastHeartbeatTime": now, "lastTransitionTime": since})
     };
-    all.into_iter().map(one).collect()
+    conditions.into_iter().map(one).collect()
 }
 
 async fn images(kubelet: &Kubelet) -> Value {
@@ -436,13 +451,13 @@ mod tests {
             ..Machine::default()
         };
         let calm = Distress::default();
-        let first = json!({"conditions": conditions(machine.conditions(&calm), &Value::Null, "then")});
-        let later = json!({"conditions": conditions(machine.conditions(&calm), &first, "now")});
+        let first = json!({"conditions": as_objects(machine.conditions(&calm), &Value::Null, "then")});
+        let later = json!({"conditions": as_objects(machine.conditions(&calm), &first, "now")});
         assert!(!differs(&later, &first));
         assert_eq!(later["conditions"][3]["lastTransitionTime"], "then");
         assert_eq!(later["conditions"][3]["lastHeartbeatTime"], "now");
         machine.memory_available_bytes = 50 << 20;
-        let low = json!({"conditions": conditions(machine.conditions(&calm), &first, "now")});
+        let low = json!({"conditions": as_objects(machine.conditions(&calm), &first, "now")});
         assert!(differs(&low, &first));
         assert_eq!(low["conditions"][0]["reason"], "KubeletHasInsufficientMemory");
         assert_eq!(low["conditions"][0]["lastTransitionTime"], "now");

@@ -2,6 +2,7 @@
 //! Nothing is decided here; the plan says what, this says how.
 
 use super::container::{NodeFacts, container_config, mount, sandbox_config};
+use super::device;
 use super::downward::Downward;
 use super::env::{self, Sources};
 use super::image::{self, Failure};
@@ -218,7 +219,17 @@ impl Job {
         let mounts = self.mounts(container, &env, volumes).await.map_err(config_error)?;
         let memory_bytes = self.kubelet.memory_bytes();
         let config = container_config(&self.pod, container, attempt, image, env, mounts, memory_bytes);
-        let config = config.map_err(config_error)?;
+        let mut config = config.map_err(config_error)?;
+        let wanted = device::wanted(&container.resources.limits);
+        let _choice = if wanted.is_empty() {
+            None
+        } else {
+            let choice = self.kubelet.device_turn.lock().await;
+            let given = self.kubelet.choose_devices(&wanted).await.map_err(config_error)?;
+            config.devices = device::devices(&given);
+            config.env.extend(device::variables(&given));
+            Some(choice)
+        };
         let _turn = self.kubelet.starts.acquire().await.expect("the semaphore is never closed");
         let created = self.kubelet.runtime.create_container(&self.pod.metadata.uid, config).await;
         created.map_err(|error| Failure { reason: reason_text(error.reason).to_owned(), message: error.message })

@@ -5,6 +5,7 @@ mod local;
 
 pub use local::listen;
 
+use super::board::Health;
 use super::{Kubelet, log, stats};
 use crate::api::view::pod::{ContainerStatus as Shown, Pod};
 use crate::runtime::{ContainerState, ContainerStatus, ExecRequest, ExecSession, Reason};
@@ -19,6 +20,7 @@ use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::Arc;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
@@ -79,6 +81,7 @@ async fn answer(kubelet: Arc<Kubelet>, request: Request<Incoming>) -> Response<B
         (&Method::GET, ["pods"]) => Ok(local::pods(&kubelet)),
         (&Method::GET, ["stats", "summary"]) => Ok(json_response(&stats::summary(&kubelet).await)),
         (&Method::GET, ["metrics", "resource"]) => Ok(text(StatusCode::OK, stats::resource_metrics(&kubelet).await)),
+        (&Method::GET, ["metrics"]) => Ok(text(StatusCode::OK, Health::observe(Path::new("/")).metrics())),
         (&Method::GET, ["healthz"]) => Ok(text(StatusCode::OK, "ok".to_owned())),
         _ => Err((StatusCode::NOT_FOUND, "404 page not found".to_owned())),
     };

@@ -61,6 +61,8 @@ impl World {
             capacity: BTreeMap::from([("memory".into(), Quantity::from_bytes(1 << 30))]),
             allocatable: BTreeMap::from([("cpu".into(), Quantity::from_units(4))]),
             heartbeat: super::Heartbeat::Lease,
+            board: super::board::Board::default(),
+            devices: Vec::new(),
         };
         let replica = self
             .replica

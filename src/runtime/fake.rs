@@ -237,6 +237,7 @@ impl FakeRuntime {
             created_at,
             started_at: None,
             spec_hash: config.spec_hash,
+            devices: config.devices.iter().map(|device| device.host_path.clone()).collect(),
         };
         pod.containers.entry(id.clone()).or_insert(Container { status, script });
         Ok(id)

@@ -206,6 +206,9 @@ pub struct ContainerStatus {
     pub created_at: Timestamp,
     pub started_at: Option<Timestamp>,
     pub spec_hash: u64,
+    /// Paths of the host's device nodes it was given.
+    #[serde(default)]
+    pub devices: Vec<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

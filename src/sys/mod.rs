@@ -1,14 +1,17 @@
 //! All unsafe code: mounts, namespaces, pidfds, cgroups, BPF.
 
+pub mod adjtimex;
 pub mod bpf;
 pub mod cgroup;
 pub mod dbus;
+pub mod feature;
 pub mod mailbox;
 pub mod mount;
 pub mod netns;
 pub mod process;
 pub mod seqpacket;
 pub mod watch;
+pub mod wireless;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 

@@ -58,6 +58,7 @@ impl Case {
             created_at: at(2),
             started_at: Some(at(3)),
             spec_hash: hash,
+            devices: Vec::new(),
         };
         self.sandbox.as_mut().expect("prepared").containers.push(record);
         self

@@ -154,6 +154,7 @@ impl LibcontainerRuntime {
             stop_signal: stop_signal(config, &image),
             tty: config.tty,
             termination_message_from_log: config.termination_message_from_log,
+            devices: config.devices.iter().map(|device| device.host_path.clone()).collect(),
         };
         let bundle = paths.container(id);
         let written = std::fs::create_dir_all(log.parent().unwrap_or(&bundle))

@@ -112,6 +112,7 @@ impl Pod {
             created_at: container.record.created_at,
             started_at: container.started_at,
             spec_hash: container.record.spec_hash,
+            devices: container.record.devices.clone(),
         });
         SandboxStatus {
             pod: state.record.config.pod.clone(),

@@ -50,6 +50,8 @@ pub struct ContainerRecord {
     pub stop_signal: i32,
     pub tty: bool,
     pub termination_message_from_log: bool,
+    #[serde(default)]
+    pub devices: Vec<String>,
 }
 
 /// Where the files of one pod are.
