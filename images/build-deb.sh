@@ -109,10 +109,7 @@ if [ "$1" = purge ]; then
   rm -f /etc/systemd/system/edgelet-node.service
   # Never through a mount; a data partition that is mounted there stays, empty.
   for folder in /run/edgelet /var/lib/edgelet /etc/edgelet; do
-    if [ -d "$folder" ]; then
-      find "$folder" -xdev -depth -mindepth 1 -delete || true
-      rmdir "$folder" 2>/dev/null || true
-    fi
+    rm -rf --one-file-system "$folder" || true
   done
 fi
 exit 0

@@ -214,9 +214,10 @@ fn advice(error: &Status, server: &str) -> Option<String> {
 
 /// `board`, `board:6443` and `https://board` all mean the same.
 fn server_url(text: &str) -> anyhow::Result<String> {
-    let text = text.trim().trim_end_matches('/');
+    let text = text.trim();
     let with_scheme = if text.contains("://") { text.to_owned() } else { format!("https://{text}") };
-    let uri: http::Uri = with_scheme.parse().with_context(|| format!("{text:?} is no address of a server"))?;
+    let uri: http::Uri =
+        with_scheme.trim_end_matches('/').parse().with_context(|| format!("{text:?} is no address of a server"))?;
     let host = uri.host().filter(|host| !host.is_empty());
     let (Some("https"), Some(host)) = (uri.scheme_str(), host) else {
         bail!("{text:?} is no address of a server: it must look like https://HOST:6443");
