@@ -17,6 +17,8 @@ mod daemonset;
 mod deployment;
 #[path = "cluster/disruption.rs"]
 mod disruption;
+#[path = "cluster/job.rs"]
+mod job;
 #[path = "cluster/nodes.rs"]
 mod nodes;
 #[path = "cluster/ownership.rs"]

@@ -8,6 +8,7 @@ mod disruption;
 mod endpoints;
 mod garbage;
 mod history;
+mod job;
 mod namespace;
 mod node;
 mod node_ipam;
@@ -118,6 +119,7 @@ pub fn run_all(config: &ControllerConfig, client: Client, informers: Informers, 
     start(tree, "daemonset", daemonset::Controller::new(&tools));
     start(tree, "disruption", disruption::Controller::new(&tools));
     start(tree, "pod garbage", pod_gc::Controller::new(&tools));
+    start(tree, "job", job::Controller::new(&tools));
     start(tree, "replicaset", replicaset::Controller::new(&tools));
     start(tree, "endpoint slices", endpoints::slices::Controller::new(&tools));
     start(tree, "endpoints", endpoints::legacy::Controller::new(&tools));

@@ -43,6 +43,19 @@ pub struct PodState {
 #[serde(rename_all = "camelCase", default)]
 pub struct Restarts {
     pub restart_count: u32,
+    pub state: State,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct State {
+    pub terminated: Option<Terminated>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Terminated {
+    pub finished_at: Option<String>,
 }
 
 impl PodFacts {
@@ -66,6 +79,15 @@ impl PodFacts {
         self.ready().is_some()
             && (min_ready_seconds == 0
                 || self.ready_since().is_some_and(|since| now.duration_since(since).as_secs() >= min_ready_seconds))
+    }
+
+    /// When its last container ended.
+    pub fn finished_at(&self) -> Option<Timestamp> {
+        let ends = self.status.container_statuses.iter().filter_map(|one| one.state.terminated.as_ref());
+        let last = ends.filter_map(|end| end.finished_at.as_deref().and_then(timestamp)).max();
+        let ready = self.status.conditions.iter().find(|one| one.r#type == "Ready");
+        last.or_else(|| ready?.last_transition_time.as_deref().and_then(timestamp))
+            .or_else(|| timestamp(&self.metadata.creation_timestamp))
     }
 
     /// The node it is on; empty before it is bound.

@@ -460,7 +460,7 @@ impl Fleet {
     fn rejection(&self, uid: &str, item: Option<&Item>) -> Option<Verdict> {
         let pod: Pod = item?.view().ok()?;
         // A start time is the kubelet's own mark: the pod was taken before a restart. So was whatever a replica holds.
-        let heard = self.kubelet.pods.contact().borrow().connected;
+        let heard = self.kubelet.pods.is_connected();
         if !heard || pod.status.start_time.is_some() || pod.has_ended() || pod.is_terminating() {
             return None;
         }

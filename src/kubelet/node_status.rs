@@ -463,7 +463,7 @@ mod tests {
         assert_eq!(low["conditions"][0]["lastTransitionTime"], "now");
         assert_eq!(machine.allocatable()["memory"], Quantity::from_bytes((1 << 30) - MEMORY_LOW_BYTES));
         let leaving = Distress { shutting_down: true, pressures: vec!["DiskPressure"] };
-        let told = conditions(machine.conditions(&leaving), &first, "now");
+        let told = as_objects(machine.conditions(&leaving), &first, "now");
         assert_eq!((&told[1]["status"], &told[3]["status"]), (&json!("True"), &json!("False")));
         assert_eq!(told[3]["message"], "node is shutting down");
     }

@@ -77,6 +77,8 @@ pub struct Verdict {
     pub rejected: bool,
     /// The node is the cause, not the pod: the condition DisruptionTarget says so.
     pub disruption: bool,
+    /// It starts again when the machine does: nothing is written of its end.
+    pub returns: bool,
     /// The longest grace that can be given.
     pub grace_limit_s: Option<i64>,
 }
@@ -85,13 +87,13 @@ impl Verdict {
     /// The node does not take the pod.
     pub fn rejected(reason: String, message: &str) -> Self {
         let message = format!("Pod was rejected: {message}").into();
-        Self { reason: reason.into(), message, rejected: true, disruption: false, grace_limit_s: None }
+        Self { reason: reason.into(), message, rejected: true, disruption: false, returns: false, grace_limit_s: None }
     }
 
     /// The node ends the pod for its own sake.
     pub fn disrupted(reason: &'static str, message: impl Into<Cow<'static, str>>, grace_limit_s: i64) -> Self {
         let (reason, message) = (reason.into(), message.into());
-        Self { reason, message, rejected: false, disruption: true, grace_limit_s: Some(grace_limit_s) }
+        Self { reason, message, rejected: false, disruption: true, returns: false, grace_limit_s: Some(grace_limit_s) }
     }
 }
 
@@ -202,6 +204,7 @@ impl<'a> Facts<'a> {
             message: "Pod was active on the node longer than the specified deadline".into(),
             rejected: false,
             disruption: false,
+            returns: false,
             grace_limit_s: None,
         })
     }

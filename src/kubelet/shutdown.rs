@@ -19,6 +19,8 @@ const MANAGER: &str = "org.freedesktop.login1.Manager";
 const RULE: &str = "type='signal',interface='org.freedesktop.login1.Manager',member='PrepareForShutdown',\
                     path='/org/freedesktop/login1'";
 const RECONNECT_DELAY: Duration = Duration::from_secs(10);
+/// The login manager has nothing to say when it has read its configuration again.
+const RELOAD_DELAY: Duration = Duration::from_secs(2);
 /// What is left for the API to be told how the pods ended.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 const MESSAGE: &str = "Pod was terminated in response to imminent node shutdown.";
@@ -74,7 +76,7 @@ async fn keep(kubelet: &Kubelet, config: &ShutdownConfig) {
 async fn watch(kubelet: &Kubelet, config: &ShutdownConfig, told: &mut bool) -> io::Result<std::convert::Infallible> {
     let mut bus = Bus::connect(&config.bus).await?;
     bus.add_match(RULE).await?;
-    let allowed = allowed(&mut bus, config).await?;
+    let allowed = allowed(kubelet, &mut bus, config).await?;
     let mut lock = Some(inhibit(&mut bus).await?);
     *told = false;
     loop {
@@ -89,7 +91,9 @@ async fn watch(kubelet: &Kubelet, config: &ShutdownConfig, told: &mut bool) -> i
             lock = Some(inhibit(&mut bus).await?);
         } else if lock.is_some() {
             tracing::info!("the machine goes down: ending pods");
-            end_pods(kubelet, &stages(&kubelet.present_pods(), allowed, config)).await;
+            let pods = kubelet.present_pods();
+            let connected = kubelet.pods.is_connected();
+            end_pods(kubelet, &stages(&pods, allowed, config), &returning(&pods, connected)).await;
             lock = None;
         }
     }
@@ -106,14 +110,15 @@ fn manager(member: &str) -> Method<'_> {
 }
 
 /// How long the login manager waits at most; it is asked to wait long enough, as far as it can be.
-async fn allowed(bus: &mut Bus, config: &ShutdownConfig) -> io::Result<Duration> {
+async fn allowed(kubelet: &Kubelet, bus: &mut Bus, config: &ShutdownConfig) -> io::Result<Duration> {
     let wanted = Duration::from_secs(config.grace_s);
     let limit = delay_limit(bus).await?;
     if limit >= wanted {
         return Ok(wanted);
     }
-    if let Err(error) = raise_limit(bus, config).await {
-        tracing::debug!(%error, "ask the login manager to wait longer");
+    match raise_limit(bus, config).await {
+        Ok(()) => kubelet.clock.sleep(RELOAD_DELAY).await,
+        Err(error) => tracing::debug!(%error, "ask the login manager to wait longer"),
     }
     let limit = delay_limit(bus).await?;
     if limit < wanted {
@@ -174,10 +179,18 @@ fn stages(pods: &[Pod], allowed: Duration, config: &ShutdownConfig) -> Vec<Stage
     parts.map(stage).into_iter().filter(|stage| !stage.uids.is_empty()).collect()
 }
 
-async fn end_pods(kubelet: &Kubelet, stages: &[Stage]) {
+/// Pods that nobody would replace, or not now: they are to run again when the machine does. Of the others it is
+/// written that they ended, so that their controllers make new ones at once.
+fn returning(pods: &[Pod], connected: bool) -> BTreeSet<String> {
+    let alone = pods.iter().filter(|pod| !connected || pod.metadata.controller().is_none());
+    alone.map(|pod| pod.metadata.uid.clone()).collect()
+}
+
+async fn end_pods(kubelet: &Kubelet, stages: &[Stage], returning: &BTreeSet<String>) {
     for stage in stages {
         for uid in &stage.uids {
-            let verdict = Verdict::disrupted("Terminated", MESSAGE, stage.grace_s);
+            let returns = returning.contains(uid);
+            let verdict = Verdict { returns, ..Verdict::disrupted("Terminated", MESSAGE, stage.grace_s) };
             // The queue ends only with the kubelet.
             let _ = kubelet.sentences.send((uid.clone(), verdict)).await;
         }
@@ -186,7 +199,8 @@ async fn end_pods(kubelet: &Kubelet, stages: &[Stage]) {
             tracing::warn!(grace_s = stage.grace_s, "pods have not ended in time");
         }
     }
-    let all: BTreeSet<&String> = stages.iter().flat_map(|stage| &stage.uids).collect();
+    let all: BTreeSet<&String> =
+        stages.iter().flat_map(|stage| &stage.uids).filter(|uid| !returning.contains(*uid)).collect();
     if tokio::time::timeout(LAST_WORDS, kubelet.all_told(&all)).await.is_err() {
         tracing::debug!("the API has not heard of the end of all pods");
     }
@@ -251,6 +265,12 @@ mod tests {
         };
         assert_eq!(shown(30), ["a+b 20", "system 10"]);
         assert_eq!(shown(6), ["a+b 4", "system 2"], "a shorter delay is shared in proportion");
+        let owned: Pod = serde_json::from_value(json!({"metadata": {"uid": "c", "ownerReferences": [
+            {"uid": "o", "controller": true}]}}))
+        .expect("pod");
+        let both = [pods[0].clone(), owned];
+        assert_eq!(returning(&both, true).into_iter().collect::<Vec<_>>(), ["a"]);
+        assert_eq!(returning(&both, false).len(), 2, "nobody hears of it");
         assert_eq!(stages(&pods[..1], Duration::from_secs(30), &ShutdownConfig::default()).len(), 1);
     }
 }

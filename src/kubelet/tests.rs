@@ -487,3 +487,114 @@ async fn the_node_registers_and_idles_without_writing() {
     world.clock.sleep(Duration::from_secs(60)).await;
     assert_eq!(node().await.resource_version(), settled.resource_version());
 }
+
+/// A login manager that lets a shutdown be delayed by thirty seconds; it tells when its lock is let go.
+async fn login_manager(listener: tokio::net::UnixListener, shutdown: Arc<Notify>, released: Arc<Notify>) {
+    use crate::sys::dbus::fake::Served;
+    let (stream, _) = listener.accept().await.expect("a client");
+    let mut client = Served::accept(stream).await;
+    let (end, lock) = rustix::pipe::pipe().expect("a lock");
+    let mut lock = Some(lock);
+    loop {
+        let call = client.call().await.expect("a call");
+        match call.member.as_str() {
+            "Get" => {
+                let body = [&[1, b't', 0, 0, 0, 0, 0, 0][..], &30_000_000_u64.to_le_bytes()].concat();
+                client.answer(&call, "v", &body, None).await;
+            }
+            "Inhibit" => {
+                assert_eq!(call.texts(), ["shutdown", "edgelet", "pods need time to end", "delay"]);
+                let given = lock.take().expect("one lock");
+                let fd = std::os::fd::AsFd::as_fd(&given);
+                client.answer(&call, "h", &0_u32.to_le_bytes(), Some(fd)).await;
+                break;
+            }
+            _ => client.answer(&call, "", &[], None).await,
+        }
+    }
+    shutdown.notified().await;
+    client.signal("org.freedesktop.login1.Manager", "PrepareForShutdown", true).await;
+    tokio::task::spawn_blocking(move || rustix::io::read(&end, &mut [0; 1])).await.expect("read").expect("the end");
+    released.notify_one();
+}
+
+#[tokio::test]
+async fn a_shutdown_of_the_machine_ends_pods_in_their_order() {
+    let mut world = World::new().await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let bus = folder.path().join("bus");
+    let listener = tokio::net::UnixListener::bind(&bus).expect("a bus");
+    let (shutdown, released) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    tokio::spawn(login_manager(listener, shutdown.clone(), released.clone()));
+    let config = shutdown::ShutdownConfig { bus, drop_in: folder.path().join("drop-in"), ..Default::default() };
+    let task = shutdown::run(world.kubelet(), config, world.tree.shutdown());
+    world.tree.spawn("machine", task);
+
+    let class = json!({"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass",
+        "metadata": {"name": "system-node-critical"}, "value": 2_000_001_000_i64});
+    let classes = Resource { group: "scheduling.k8s.io", version: "v1", plural: "priorityclasses" };
+    world.create(classes, "", class).await;
+    let owner = json!({"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "r", "uid": "r", "controller": true});
+    for (name, class) in [("web", Value::Null), ("agent", json!("system-node-critical"))] {
+        let spec = json!({"nodeName": "node", "automountServiceAccountToken": false, "priorityClassName": class,
+            "containers": [{"name": "c", "image": "img:1"}]});
+        let metadata = json!({"name": name, "ownerReferences": [owner]});
+        world.create(PODS, "default", json!({"metadata": metadata, "spec": spec})).await;
+    }
+    world.pod("alone", json!({}), json!({})).await;
+    for name in ["web", "agent", "alone"] {
+        world.ready(name).await;
+    }
+    shutdown.notify_one();
+    tokio::time::timeout(Duration::from_secs(20), released.notified()).await.expect("the machine may go down");
+    for name in ["web", "agent"] {
+        let pod = world.get(name).await.expect("it stays in the API");
+        assert_eq!(
+            (pod["status"]["phase"].as_str(), pod["status"]["reason"].as_str()),
+            (Some("Failed"), Some("Terminated"))
+        );
+        assert_eq!(pod["status"]["message"], "Pod was terminated in response to imminent node shutdown.");
+        assert_eq!(condition(&pod, "DisruptionTarget")["reason"], "TerminationByKubelet");
+    }
+    let alone = world.get("alone").await.expect("a pod");
+    assert_eq!(alone["status"]["phase"], "Running", "nobody would replace it: it runs again with the machine");
+    let late = world.pod("late", json!({}), json!({})).await;
+    let late =
+        world.until("rejected", late.name(), |pod| pod.is_some_and(|pod| pod["status"]["phase"] == "Failed")).await;
+    assert_eq!(late.expect("a pod")["status"]["reason"], "NodeShutdown");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_does_not_fit_is_rejected_and_the_others_stay() {
+    let world = World::new().await;
+    let asks =
+        |cpu: &str| json!({"containers": [{"name": "c", "image": "img:1", "resources": {"requests": {"cpu": cpu}}}]});
+    world.pod("first", json!({}), asks("3")).await;
+    world.ready("first").await;
+    world.pod("second", json!({}), asks("2")).await;
+    let failed = |pod: Option<&Value>| pod.is_some_and(|pod| pod["status"]["phase"] == "Failed");
+    let pod = world.until("rejected", "second", failed).await.expect("a pod");
+    assert_eq!(pod["status"]["reason"], "OutOfcpu");
+    let why = "Node didn't have enough resource: cpu, requested: 2000, used: 3000, capacity: 4000";
+    assert_eq!(pod["status"]["message"], format!("Pod was rejected: {why}"));
+    assert_eq!(world.events("second").await, [format!("OutOfcpu: {why}")]);
+    assert!(pod["status"].get("containerStatuses").is_none());
+    assert!(is_ready(&world.get("first").await.expect("a pod")));
+    // What is rejected takes no room.
+    world.pod("third", json!({}), asks("1")).await;
+    world.ready("third").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_evicted_pod_ends_and_says_why() {
+    let world = World::new().await;
+    let pod = world.pod("web", json!({}), json!({})).await;
+    world.ready("web").await;
+    let verdict = Verdict::disrupted("Evicted", "The node was low on resource: memory. ", 1);
+    world.kubelet().sentences.send((pod.uid().to_owned(), verdict)).await.expect("told");
+    let failed = |pod: Option<&Value>| pod.is_some_and(|pod| pod["status"]["phase"] == "Failed");
+    let pod = world.until("evicted", "web", failed).await.expect("a pod");
+    assert_eq!(pod["status"]["reason"], "Evicted");
+    assert_eq!(condition(&pod, "DisruptionTarget")["status"], "True");
+    assert!(container(&pod)["state"].get("terminated").is_some(), "it had ended before it said so");
+}

@@ -81,4 +81,33 @@ views! {
         disrupted_pods: BTreeMap<String, String>,
         conditions: Vec<Condition>,
     }
+
+    Job { metadata: Meta, spec: JobSpec, status: JobStatus, }
+    JobSpec {
+        parallelism: Option<i64>,
+        completions: Option<i64>,
+        completion_mode: String,
+        backoff_limit: Option<i64>,
+        active_deadline_seconds: Option<i64>,
+        ttl_seconds_after_finished: Option<i64>,
+        suspend: bool,
+        selector: LabelSelector,
+        template: Value,
+        pod_replacement_policy: String,
+        managed_by: String,
+    }
+    JobStatus {
+        active: i64,
+        ready: i64,
+        terminating: i64,
+        succeeded: i64,
+        failed: i64,
+        start_time: Option<String>,
+        completion_time: Option<String>,
+        completed_indexes: String,
+        uncounted_terminated_pods: UncountedPods,
+        conditions: Vec<Condition>,
+    }
+    /// Uids of pods that have ended and whose end is not in the counts yet.
+    UncountedPods { succeeded: Vec<String>, failed: Vec<String>, }
 }

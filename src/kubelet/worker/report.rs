@@ -60,6 +60,9 @@ impl Worker {
         if self.memory.gone || self.memory.removed || (pod.has_ended() && self.sandbox.is_none()) {
             return;
         }
+        if self.memory.verdict.as_ref().is_some_and(|verdict| verdict.returns) {
+            return;
+        }
         if conditions.iter().any(|condition| condition.r#type == "Ready" && condition.status == "True") {
             self.mark("ready");
         }
