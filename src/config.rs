@@ -114,6 +114,8 @@ pub struct Config {
     pub tls_san: Vec<String>,
     pub node_name: String,
     pub node_ip: IpAddr,
+    /// It was typed: it does not follow the network.
+    pub node_ip_is_fixed: bool,
     pub node_labels: Vec<(String, String)>,
     pub devices: Vec<DeviceSpec>,
     pub cluster_cidr: Cidr,
@@ -308,6 +310,7 @@ impl Typed {
             listen,
             tls_san: self.tls_san,
             node_name: node_name(self.node_name)?,
+            node_ip_is_fixed: self.node_ip.is_some(),
             node_ip: self.node_ip.unwrap_or_else(|| default_ip(cluster_cidr.nth(1))),
             node_labels: labels(&self.node_label)?,
             devices: devices(self.devices)?,

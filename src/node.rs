@@ -3,6 +3,7 @@
 
 pub mod joined;
 pub mod renewal;
+pub mod time;
 
 use crate::api::view::node::Node as NodeView;
 use crate::client::informer::Scope;
@@ -31,6 +32,7 @@ use anyhow::Context;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use tokio::sync::watch;
 
 /// What joins a node to its cluster.
 pub struct NodeLink {
@@ -39,6 +41,8 @@ pub struct NodeLink {
     /// What the server opens to this node's kubelet.
     pub streams: Streams,
     pub heartbeat: Heartbeat,
+    /// This machine's addresses as other nodes find them; the first counts most.
+    pub node_ips: watch::Receiver<Vec<IpAddr>>,
     pub trace: Arc<Trace>,
     pub clock: Clock,
 }
@@ -52,11 +56,11 @@ pub struct Node {
 
 /// Starts the node; returns once its network and its runtime stand.
 pub async fn start(config: &Config, link: NodeLink, tree: &mut Tree) -> anyhow::Result<Node> {
-    let NodeLink { client, informers, streams, heartbeat, trace, clock } = link;
+    let NodeLink { client, informers, streams, heartbeat, node_ips, trace, clock } = link;
     let run = &config.run_directory;
     std::fs::create_dir_all(run).with_context(|| format!("make folder {}", run.display()))?;
     let claim = crate::server::claim(run)?;
-    let kubelet_config = kubelet_config(config, heartbeat);
+    let kubelet_config = kubelet_config(config, heartbeat, node_ips);
     let pod_cidr = match &config.pod_cidr {
         Some(pod_cidr) => pod_cidr.clone(),
         None => given_pod_cidr(&kubelet_config, &client, &informers).await,
@@ -201,11 +205,11 @@ fn runtime_config(config: &Config) -> RuntimeConfig {
     }
 }
 
-fn kubelet_config(config: &Config, heartbeat: Heartbeat) -> KubeletConfig {
+fn kubelet_config(config: &Config, heartbeat: Heartbeat, node_ips: watch::Receiver<Vec<IpAddr>>) -> KubeletConfig {
     let machine = Machine::observe(&config.data_directory);
     KubeletConfig {
         node_name: config.node_name.clone(),
-        node_ips: vec![config.node_ip],
+        node_ips,
         cluster_dns: vec![IpAddr::V4(config.dns_ip)],
         cluster_domain: config.cluster_domain.clone(),
         log_directory: config.log_directory.clone(),

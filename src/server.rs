@@ -122,14 +122,15 @@ pub async fn start(config: &Config, tree: &mut Tree) -> anyhow::Result<ControlPl
 
 impl ControlPlane {
     /// What the node on the server's own board works with: everything in process.
-    pub fn link(&self, node_name: &str) -> NodeLink {
+    pub fn link(&self, config: &Config) -> NodeLink {
         let (dials, streams) = tokio::sync::mpsc::channel(STREAMS_LIMIT);
-        self.tunnels.register(node_name, Arc::new(Pipe(dials)));
+        self.tunnels.register(&config.node_name, Arc::new(Pipe(dials)));
         NodeLink {
             client: self.client.clone(),
             informers: self.informers.clone(),
             streams,
             heartbeat: Heartbeat::Lease,
+            node_ips: tokio::sync::watch::channel(vec![config.node_ip]).1,
             trace: self.trace.clone(),
             clock: self.clock.clone(),
         }

@@ -5,6 +5,7 @@ mod access;
 mod discover;
 mod objects;
 mod trust;
+mod tunnel;
 mod wire;
 
 use super::*;

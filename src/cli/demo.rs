@@ -125,7 +125,7 @@ async fn demo(config: Config, once: bool) -> anyhow::Result<ExitCode> {
     let mut tree = Tree::default();
     let plane = server::start(&config, &mut tree).await?;
     say(&format!("API server answers at {}", plane.address));
-    let node = match node::start(&config, plane.link(&config.node_name), &mut tree).await {
+    let node = match node::start(&config, plane.link(&config), &mut tree).await {
         Ok(node) => node,
         Err(error) => {
             tree.end(SHUTDOWN_GRACE).await;

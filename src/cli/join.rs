@@ -1,7 +1,8 @@
 //! `edgelet join URL --token T`: makes this board a node, each step printed as it happens.
 //! Every failure says what to do. Nothing is kept of the token; the node's key never leaves the board.
 
-use super::{check, node};
+use super::check;
+use super::node as node_command;
 use crate::api::object::ObjectExt;
 use crate::api::status::Status;
 use crate::client::kubeconfig::Access;
@@ -10,10 +11,10 @@ use crate::client::{Client, ListOptions, NODES, Remote, WatchEvent, enroll};
 use crate::clock::{Clock, monotonic};
 use crate::config::Typed;
 use crate::network::resolve::Resolver;
-use crate::node::joined;
+use crate::node::{joined, time};
+use crate::pki::certificate;
 use crate::pki::join_token::JoinToken;
 use crate::pki::node_identity::{Joined, NodeIdentity};
-use crate::pki::{certificate, time};
 use anyhow::{Context, bail};
 use futures_util::StreamExt;
 use jiff::SignedDuration;
@@ -54,7 +55,7 @@ pub struct Arguments {
 
 pub fn run(mut arguments: Arguments) -> anyhow::Result<ExitCode> {
     crate::telemetry::init("warn");
-    let config_file = arguments.config.clone().unwrap_or_else(|| node::CONFIG_FILE.into());
+    let config_file = arguments.config.clone().unwrap_or_else(|| node_command::CONFIG_FILE.into());
     let file = Typed::read(&config_file, arguments.config.is_some())?;
     arguments.typed.node_label.append(&mut arguments.labels);
     let typed = arguments.typed.over(file);
@@ -62,7 +63,7 @@ pub fn run(mut arguments: Arguments) -> anyhow::Result<ExitCode> {
     let server = server_url(&server.context("name the server: edgelet join https://SERVER:6443 --token …")?)?;
     let token = arguments.token.or_else(|| typed.token.clone());
     let token = token.context("name the token with --token: `edgelet token create` on the server makes one")?;
-    node::require_root("edgelet join")?;
+    node_command::require_root("edgelet join")?;
     let foreground = arguments.foreground || !has_systemd();
     if foreground && !arguments.foreground {
         println!("systemd does not run here: the node runs in the foreground");
@@ -74,7 +75,7 @@ pub fn run(mut arguments: Arguments) -> anyhow::Result<ExitCode> {
 
 async fn join(plan: Plan, config_file: PathBuf, foreground: bool) -> anyhow::Result<ExitCode> {
     let begun = monotonic();
-    let identity = joined::identity(&node::data_directory(&plan.typed));
+    let identity = joined::identity(&node_command::data_directory(&plan.typed));
     let joined = match identity.load()? {
         Some(joined) if joined.server == plan.server => {
             say("this board has joined before; its key and certificate are kept");
@@ -88,7 +89,7 @@ async fn join(plan: Plan, config_file: PathBuf, foreground: bool) -> anyhow::Res
         None => plan.enroll(&identity).await?,
     };
     if foreground {
-        return node::foreground(plan.typed, identity, joined, plan.clock, true).await;
+        return node_command::foreground(plan.typed, identity, joined, plan.clock, true).await;
     }
     install(&plan.typed, &config_file)?;
     let remote = Remote::with_clock(joined::access(&joined), Resolver::default(), plan.clock)?;
@@ -155,10 +156,7 @@ impl Plan {
 
     /// Asks what time it is, before anything is judged by it.
     async fn check_clock(&self, roots: &[CertificateDer<'static>], resolver: &Resolver) -> anyhow::Result<()> {
-        let nonce = format!("{:032x}", fastrand::u128(..));
-        let path = format!("/edgelet/v1/time?nonce={nonce}");
-        let sent = enroll::from_stranger(&self.server, &path, resolver).await.map_err(|error| self.explain(error))?;
-        let said = time::verify(&sent, &nonce, roots)?;
+        let (said, _) = time::ask(&self.server, roots, resolver).await.context("ask the server for the time")?;
         let off = self.clock.now().duration_since(said);
         if off.abs() <= CLOCK_TOLERANCE {
             say("the clock agrees with the server's");
@@ -194,7 +192,7 @@ fn advice(error: &Status, server: &str) -> Option<String> {
         format!("there is no way to {server}: check this board's network (`ip route`)")
     } else if has("resolve ") || has("dns error") {
         format!("the name in {server} cannot be resolved: use the server's IP address, or mend DNS")
-    } else if has("NotValidYet") || has("Expired") || has("expired") && has("certificate") {
+    } else if time::is_about_dates(text) {
         "the certificates do not fit this board's clock: set it (`date`), or install an NTP client".to_owned()
     } else if has("UnknownIssuer") || has("invalid peer certificate") {
         "the server shows a certificate that the token does not vouch for: check the address, or make a new token \
@@ -252,7 +250,7 @@ fn install(typed: &Typed, config_file: &Path) -> anyhow::Result<()> {
 /// The unit for a program and a config file that may lie elsewhere.
 fn unit(program: &Path, config_file: &Path) -> String {
     let mut start = format!("ExecStart={} node", program.display());
-    if config_file != Path::new(node::CONFIG_FILE) {
+    if config_file != Path::new(node_command::CONFIG_FILE) {
         start = format!("{start} --config {}", config_file.display());
     }
     let line = |line: &str| if line.starts_with("ExecStart=") { start.clone() } else { line.to_owned() };
@@ -347,7 +345,7 @@ mod tests {
         let text = unit(Path::new("/opt/edgelet"), Path::new("/etc/other.yaml"));
         assert!(text.contains("\nExecStart=/opt/edgelet node --config /etc/other.yaml\n"));
         assert!(text.contains("\nKillMode=process\nDelegate=yes\n"));
-        assert!(unit(Path::new("/usr/local/bin/edgelet"), Path::new(node::CONFIG_FILE)) == UNIT);
+        assert!(unit(Path::new("/usr/local/bin/edgelet"), Path::new(node_command::CONFIG_FILE)) == UNIT);
     }
 
     #[test]

@@ -6,7 +6,8 @@ use super::join::{self, Plan};
 use crate::client::{DeleteOptions, NODES, SECRETS};
 use crate::clock::Clock;
 use crate::config::{Config, Typed};
-use crate::node::{self, joined};
+use crate::network::resolve::Resolver;
+use crate::node::{self, joined, time};
 use crate::pki::node_identity::{Joined, NodeIdentity};
 use crate::supervise::Tree;
 use crate::supervise::notify::Notifier;
@@ -71,7 +72,10 @@ async fn serve(typed: Typed) -> anyhow::Result<ExitCode> {
     let clock = Clock::real();
     let identity = joined::identity(&data_directory(&typed));
     let joined = match identity.load()? {
-        Some(joined) => joined,
+        Some(joined) => {
+            time::restore(&identity, &joined.ca_pem, &clock);
+            joined
+        }
         None => {
             let Some((server, token)) = typed.server.clone().zip(typed.token.clone()) else {
                 bail!(
@@ -135,15 +139,16 @@ async fn config(mut typed: Typed, identity: &NodeIdentity, joined: &Joined) -> a
     if let Some(facts) = joined::facts(identity)? {
         typed = typed.in_cluster(facts);
     }
-    if typed.node_ip.is_none() {
-        let resolver = crate::network::resolve::Resolver::default();
-        let address = joined::address_towards(&joined.server, &resolver);
-        // With no name server and no replica of its answers the default route's address has to do.
-        typed.node_ip = tokio::time::timeout(ADDRESS_PATIENCE, address).await.ok().flatten();
-    }
     // The name the certificate was given for; another one would be somebody else.
     typed.node_name = Some(joined.node_name().context("the node's certificate names no node: join again")?);
-    Ok(typed.check()?)
+    let mut config = typed.check()?;
+    if !config.node_ip_is_fixed {
+        let (resolver, server) = (Resolver::default(), &joined.server);
+        let address = tokio::time::timeout(ADDRESS_PATIENCE, joined::address_towards(server, &resolver));
+        // With no name server and no replica of its answers the default route's address has to do.
+        config.node_ip = address.await.ok().flatten().unwrap_or(config.node_ip);
+    }
+    Ok(config)
 }
 
 async fn forget(arguments: ForgetArguments) -> anyhow::Result<ExitCode> {

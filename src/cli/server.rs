@@ -38,7 +38,7 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
     let mut terminated = signal(SignalKind::terminate()).context("watch for SIGTERM")?;
     let mut tree = Tree::default();
     let plane = server::start(&config, &mut tree).await?;
-    let _node = node::start(&config, plane.link(&config.node_name), &mut tree).await?;
+    let _node = node::start(&config, plane.link(&config), &mut tree).await?;
     tracing::info!(address = %plane.address, kubeconfig = %config.kubeconfig.display(), "serving");
     tree.announce(Notifier::from_environment());
     let lost = tokio::select! {

@@ -47,6 +47,7 @@ use crate::runtime::{ContainerState, Reason, Runtime, SandboxStatus};
 use crate::supervise::Shutdown;
 use crate::telemetry::Trace;
 use admission::Distress;
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use dns::{ClusterDns, ResolvConf};
 use fence::Fence;
@@ -82,8 +83,8 @@ const LIST_RETRY: Duration = Duration::from_secs(1);
 #[derive(Clone, Debug)]
 pub struct KubeletConfig {
     pub node_name: String,
-    /// The first is the node's `InternalIP` and the pods' `hostIP`.
-    pub node_ips: Vec<IpAddr>,
+    /// The first is the node's `InternalIP` and the pods' `hostIP`; they may change.
+    pub node_ips: watch::Receiver<Vec<IpAddr>>,
     pub cluster_dns: Vec<IpAddr>,
     pub cluster_domain: String,
     /// `/var/log/pods`.
@@ -134,7 +135,7 @@ pub struct Kubelet {
     endpoints_changed: Notify,
     /// Statuses that the server does not have yet, by uid.
     untold: Mutex<HashMap<String, Bytes>>,
-    host: Host,
+    host: ArcSwap<Host>,
     dns: ClusterDns,
     resolv_conf: ResolvConf,
     pulls: Semaphore,
@@ -174,10 +175,10 @@ impl Kubelet {
         trace: Arc<Trace>,
     ) -> Arc<Self> {
         let own = Scope { field_selector: format!("spec.nodeName={}", config.node_name), ..Scope::default() };
+        let host = Host::of(&config.node_ips.borrow());
         let resolv_conf = std::fs::read_to_string(&config.resolv_conf).unwrap_or_default();
         let named = Scope { field_selector: format!("metadata.name={}", config.node_name), ..Scope::default() };
         let (sentences, sentenced) = mpsc::channel(SENTENCES_LIMIT);
-        let text = |ips: &[IpAddr]| -> Vec<String> { ips.iter().map(ToString::to_string).collect() };
         Arc::new(Self {
             pods: informers.get(PODS, own),
             node: informers.get(NODES, named),
@@ -193,8 +194,11 @@ impl Kubelet {
             endpoints: Mutex::default(),
             endpoints_changed: Notify::new(),
             untold: Mutex::default(),
-            host: Host { ips: text(&config.node_ips) },
-            dns: ClusterDns { servers: text(&config.cluster_dns), domain: config.cluster_domain.clone() },
+            host: ArcSwap::from_pointee(host),
+            dns: ClusterDns {
+                servers: config.cluster_dns.iter().map(ToString::to_string).collect(),
+                domain: config.cluster_domain.clone(),
+            },
             resolv_conf: ResolvConf::parse(&resolv_conf),
             pulls: Semaphore::new(PULLS_LIMIT as usize),
             starts: Semaphore::new(STARTS_LIMIT),

@@ -7,6 +7,7 @@ use super::device;
 use super::difference::differs;
 use super::eviction::shortages;
 use super::memory::after;
+use super::status::Host;
 use super::{Heartbeat, Kubelet, KubeletConfig};
 use crate::api::KUBERNETES;
 use crate::api::object::ObjectExt;
@@ -210,6 +211,7 @@ async fn keep(kubelet: Arc<Kubelet>, informers: Informers) {
         tracing::debug!(%error, "register node failed; retrying");
         wait_for_server(&kubelet.client, &mut retry).await;
     }
+    let mut node_ips = kubelet.config.node_ips.clone();
     let name = &kubelet.config.node_name;
     let own = Scope { field_selector: format!("metadata.name={name}"), ..Scope::default() };
     let informer = informers.get(NODES, own);
@@ -224,6 +226,13 @@ async fn keep(kubelet: Arc<Kubelet>, informers: Informers) {
                 failed => failed,
             },
             () = kubelet.node_changed.notified() => sync(&kubelet, held(&kubelet, &informer).await).await,
+            Ok(()) = node_ips.changed() => {
+                let host = Host::of(&node_ips.borrow_and_update());
+                tracing::info!(addresses = ?host.ips, "the node has other addresses");
+                kubelet.host.store(Arc::new(host));
+                *kubelet.node_written_at.lock().expect("no panic while it is locked") = None;
+                sync(&kubelet, held(&kubelet, &informer).await).await
+            }
             change = changes.next() => match change.new {
                 Some(node) => sync(&kubelet, node.object()).await,
                 None => register(&kubelet).await,
@@ -337,7 +346,8 @@ async fn status(kubelet: &Kubelet, held: &Value) -> Value {
     let config = &kubelet.config;
     let machine = Machine::observe(&config.log_directory);
     let distress = kubelet.distress.lock().expect("no panic while locked").clone();
-    let addresses = config.node_ips.iter().map(|ip| json!({"type": "InternalIP", "address": ip.to_string()}));
+    let node_ips = config.node_ips.borrow().clone();
+    let addresses = node_ips.iter().map(|ip| json!({"type": "InternalIP", "address": ip.to_string()}));
     let hostname = json!({"type": "Hostname", "address": config.node_name});
     let devices = device::amounts(&device::supplies(Path::new("/"), &config.devices));
     let quantities = |map: &BTreeMap<String, Quantity>| -> Map<String, Value> {

@@ -8,6 +8,7 @@ use super::env::{self, Sources};
 use super::image::{self, Failure};
 use super::memory::{Role, find_container};
 use super::references::{Key, Reference};
+use super::status::Host;
 use super::volume::{self, Source, token::Tokens};
 use super::{Kubelet, SharedPod, hook};
 use crate::api::view::pod::{Container, Pod, Volume};
@@ -69,6 +70,7 @@ pub struct Started {
 #[derive(Clone)]
 pub struct Job {
     pub kubelet: Arc<Kubelet>,
+    pub host: Arc<Host>,
     pub pod: SharedPod,
     pub held: Arc<BTreeMap<Key, Reference>>,
     pub tokens: Tokens,
@@ -107,8 +109,8 @@ impl Job {
     }
 
     fn downward<'a>(&'a self, pod_ips: &'a [String]) -> Downward<'a> {
-        let kubelet = &self.kubelet;
-        Downward { pod: &self.pod, pod_ips, host_ips: &kubelet.host.ips, allocatable: &kubelet.config.allocatable }
+        let allocatable = &self.kubelet.config.allocatable;
+        Downward { pod: &self.pod, pod_ips, host_ips: &self.host.ips, allocatable }
     }
 
     /// All volumes at once; every failure is reported.

@@ -10,12 +10,19 @@ use crate::clock::rfc3339;
 use crate::runtime::{ContainerState, ContainerStatus, Exit};
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
+use std::net::IpAddr;
 
 /// What a pod's status says of its node.
 #[derive(Clone, Debug, Default)]
 pub struct Host {
     /// The first is `hostIP`.
     pub ips: Vec<String>,
+}
+
+impl Host {
+    pub fn of(ips: &[IpAddr]) -> Self {
+        Self { ips: ips.iter().map(ToString::to_string).collect() }
+    }
 }
 
 /// One container's status before it is written down.

@@ -52,7 +52,7 @@ impl World {
         let client = Client::Cut(self.line.clone());
         let config = KubeletConfig {
             node_name: "node".into(),
-            node_ips: vec!["192.0.2.1".parse().expect("an address")],
+            node_ips: tokio::sync::watch::channel(vec!["192.0.2.1".parse().expect("an address")]).1,
             cluster_dns: vec!["10.43.0.10".parse().expect("an address")],
             cluster_domain: "cluster.local".into(),
             log_directory: "/nonexistent".into(),

@@ -244,7 +244,7 @@ impl Worker {
         let (mut next, shown) = {
             let facts = Facts { pod: &pod, sandbox: self.sandbox.as_ref(), memory: &self.memory, now };
             let next = plan(&facts);
-            let shown = super::status::status(&facts, &next, &self.kubelet.host);
+            let shown = super::status::status(&facts, &next, &self.kubelet.host.load());
             (next, shown)
         };
         if let Fence::Until(at) = fence {
@@ -285,7 +285,8 @@ impl Worker {
     }
 
     fn job(&self, pod: &SharedPod) -> Job {
-        Job { kubelet: self.kubelet.clone(), pod: pod.clone(), held: self.held.clone(), tokens: self.tokens.clone() }
+        let (kubelet, host) = (self.kubelet.clone(), self.kubelet.host.load_full());
+        Job { kubelet, host, pod: pod.clone(), held: self.held.clone(), tokens: self.tokens.clone() }
     }
 
     /// Records a step of the pod's way, once.

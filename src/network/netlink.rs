@@ -152,6 +152,12 @@ impl Netlink {
     }
 
     pub async fn address(&self, index: u32, ip: Ipv4Addr, prefix: u8) -> Result<()> {
+        let held = self.0.address().get().set_link_index_filter(index).set_address_filter(ip.into());
+        let held: Vec<_> = held.execute().try_collect().await.unwrap_or_default();
+        // To replace an address by itself is an event all the same, and its followers would never rest.
+        if held.iter().any(|address| address.header.prefix_len == prefix) {
+            return Ok(());
+        }
         let request = self.0.address().add(index, IpAddr::V4(ip), prefix).replace();
         request.execute().await.map_err(|error| failed("add address", &ip.to_string(), error))
     }

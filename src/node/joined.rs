@@ -1,5 +1,6 @@
 //! A joined node's way to its cluster: a client with the node's certificate, the tunnel, the certificate's renewal.
 
+use super::time::Timekeeper;
 use super::{Heartbeat, NodeLink, renewal};
 use crate::client::kubeconfig::Access;
 use crate::client::replica::KeySource;
@@ -11,16 +12,19 @@ use crate::network::changes;
 use crate::network::resolve::Resolver;
 use crate::pki::files;
 use crate::pki::node_identity::{Joined, NodeIdentity};
-use crate::supervise::Tree;
+use crate::supervise::{Shutdown, Tree};
 use crate::telemetry::Trace;
 use anyhow::Context;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 
 /// Streams that may wait for the kubelet to take them.
 const STREAMS_LIMIT: usize = 16;
+/// How long addresses and routes may go on changing before they are looked at.
+const SETTLING: Duration = Duration::from_secs(1);
 const FACTS: &str = "cluster.json";
 
 /// What leads to the server.
@@ -54,7 +58,13 @@ pub fn connect(
     let (streams, kubelet) = mpsc::channel(STREAMS_LIMIT);
     let (state, states) = watch::channel(State::default());
     let changed = changes::follow();
-    tree.spawn("uplink", uplink::run(remote.clone(), streams, changed, state, tree.shutdown()));
+    tree.spawn("uplink", uplink::run(remote.clone(), streams, changed.clone(), state, tree.shutdown()));
+    let (addresses, node_ips) = watch::channel(vec![config.node_ip]);
+    if !config.node_ip_is_fixed {
+        tree.spawn("addresses", follow_address(joined.server.clone(), changed, addresses, tree.shutdown()));
+    }
+    let keeping = Timekeeper::new(identity, remote.clone(), clock.clone());
+    tree.spawn("time", keeping.run(states.clone(), tree.shutdown()));
     let renewing = renewal::Renewal {
         identity: identity.clone(),
         node_name: config.node_name.clone(),
@@ -69,6 +79,7 @@ pub fn connect(
         client,
         streams: kubelet,
         heartbeat: Heartbeat::Tunnel,
+        node_ips,
         trace: Arc::new(Trace::default()),
         clock,
     };
@@ -109,6 +120,34 @@ pub fn facts(identity: &NodeIdentity) -> anyhow::Result<Option<ClusterFacts>> {
     let path = identity.directory().join(FACTS);
     let text = files::read_text(&path)?;
     text.map(|text| serde_json::from_str(&text)).transpose().with_context(|| format!("understand {}", path.display()))
+}
+
+/// Follows this machine's address on the way to the server: boards move between networks.
+async fn follow_address(
+    server: String,
+    mut changed: watch::Receiver<u64>,
+    addresses: watch::Sender<Vec<IpAddr>>,
+    shutdown: Shutdown,
+) {
+    let resolver = Resolver::default();
+    loop {
+        tokio::select! {
+            () = shutdown.requested() => return,
+            outcome = changed.changed() => if outcome.is_err() { return },
+        }
+        // A new address comes with a removed one, and a route after it.
+        tokio::time::sleep(SETTLING).await;
+        changed.mark_unchanged();
+        if let Some(ip) = address_towards(&server, &resolver).await {
+            addresses.send_if_modified(|known| {
+                let new = known.first() != Some(&ip);
+                if new {
+                    *known = vec![ip];
+                }
+                new
+            });
+        }
+    }
 }
 
 /// This machine's address on the way to the server: what other nodes find it at. Nothing is sent.

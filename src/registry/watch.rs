@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 
-/// About how often an idle watcher hears how far it is.
+/// How often at most a watcher hears how far it is; one of a resource that does not change hears nothing.
 const BOOKMARK_INTERVAL: Duration = Duration::from_secs(60);
 
 struct Watcher {
@@ -24,6 +24,8 @@ struct Watcher {
     /// Set until the bookmark that ends the initial state has been sent.
     announce_end: bool,
     bookmark_at: Option<Instant>,
+    /// The resource has changed since the last bookmark, though not in what this watcher sees.
+    moved: bool,
     deadline: Option<Instant>,
     over: bool,
 }
@@ -69,6 +71,7 @@ impl Registry {
             initial: initial.into_iter(),
             announce_end: options.send_initial_events == Some(true) && options.allow_bookmarks,
             bookmark_at: options.allow_bookmarks.then(|| now + BOOKMARK_INTERVAL),
+            moved: false,
             deadline: options.timeout_s.map(|seconds| now + Duration::from_secs(seconds)),
             over: false,
         };
@@ -91,7 +94,7 @@ impl Watcher {
             tokio::select! {
                 biased;
                 event = self.cursor.next() => match event {
-                    Ok(event) => match self.change(&event) {
+                    Ok(event) => match self.moved(&event) {
                         Ok(Some(change)) => return Some(change),
                         Ok(None) => {}
                         Err(error) => return Some(self.fail(error)),
@@ -105,7 +108,13 @@ impl Watcher {
                     self.over = true;
                     return self.bookmark_at.map(|_| self.bookmark());
                 }
-                () = at(self.bookmark_at) => return Some(self.bookmark()),
+                () = at(self.bookmark_at) => {
+                    // A watch can be resumed from any revision at which its resource was the same.
+                    if self.moved {
+                        return Some(self.bookmark());
+                    }
+                    self.bookmark_at = Some(clock::monotonic() + BOOKMARK_INTERVAL);
+                }
             }
         }
     }
@@ -115,7 +124,13 @@ impl Watcher {
         Change::Error(error)
     }
 
+    fn moved(&mut self, event: &Event) -> Result<Option<Change>> {
+        self.moved = true;
+        self.change(event)
+    }
+
     fn bookmark(&mut self) -> Change {
+        self.moved = false;
         self.bookmark_at = Some(clock::monotonic() + BOOKMARK_INTERVAL);
         Change::Bookmark { revision: self.cursor.revision(), initial_events_end: false }
     }

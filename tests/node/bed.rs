@@ -12,6 +12,41 @@ use std::time::{Duration, Instant};
 /// No single command of a test takes longer; it is killed then.
 const COMMAND_LIMIT_S: u32 = 120;
 pub const SERVER_IP: &str = "192.0.2.1";
+const DETOUR_IP: &str = "192.0.2.253";
+const DETOUR: &str = r#"
+import asyncio, sys
+server, delay = sys.argv[1], float(sys.argv[2])
+async def pump(reader, writer):
+    loop = asyncio.get_running_loop()
+    queue = asyncio.Queue(1000)
+    async def out():
+        while True:
+            at, data = await queue.get()
+            await asyncio.sleep(max(0, at - loop.time()))
+            if not data:
+                writer.close()
+                return
+            writer.write(data)
+            await writer.drain()
+    task = asyncio.create_task(out())
+    data = b"x"
+    while data:
+        try:
+            data = await reader.read(65536)
+        except OSError:
+            data = b""
+        await queue.put((loop.time() + delay, data))
+    await task
+async def accept(reader, writer):
+    far_reader, far_writer = await asyncio.open_connection(server, 6443)
+    await asyncio.gather(pump(reader, far_writer), pump(far_reader, writer), return_exceptions=True)
+async def main():
+    await asyncio.start_server(accept, "0.0.0.0", 6443)
+    await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+    import os
+    os._exit(0)
+asyncio.run(main())
+"#;
 const ROUTER_IP: &str = "192.0.2.254";
 pub const IMAGE: &str = "localhost/busybox:v1";
 
@@ -81,7 +116,6 @@ pub fn ok(command: &mut Command) -> String {
 /// One machine.
 pub struct Machine {
     pub name: String,
-    pub address: String,
     pub namespace: Namespace,
     pub directory: PathBuf,
     run_directory: PathBuf,
@@ -121,10 +155,7 @@ impl Machine {
         self.process = Some(command.spawn().unwrap());
     }
 
-    pub fn is_running(&mut self) -> bool {
-        self.process.as_mut().is_some_and(|process| process.try_wait().unwrap().is_none())
-    }
-
+    #[allow(dead_code, reason = "the benchmark asks")]
     pub fn pid(&self) -> u32 {
         self.process.as_ref().expect("it runs").id()
     }
@@ -158,15 +189,10 @@ impl Machine {
 
     /// Bytes on the machine's own wire so far, both ways.
     pub fn wire_bytes(&self) -> u64 {
-        let counter = |name: &str| {
-            let text = ok(self.namespace.run("cat").arg(format!("/sys/class/net/eth0/statistics/{name}")));
-            text.trim().parse::<u64>().unwrap()
-        };
-        // sysfs shows the namespace it was mounted in; netlink shows the one asked from.
         let text = self.namespace.ip("-s -j link show dev eth0");
         let value: serde_json::Value = serde_json::from_str(&text).unwrap();
         let bytes = |way: &str| value[0]["stats64"][way]["bytes"].as_u64();
-        bytes("rx").zip(bytes("tx")).map_or_else(|| counter("rx_bytes") + counter("tx_bytes"), |(rx, tx)| rx + tx)
+        bytes("rx").unwrap() + bytes("tx").unwrap()
     }
 
     /// The busybox image: Debian's static binary and links to its applets.
@@ -218,6 +244,7 @@ pub struct Bed {
     pub nodes: BTreeMap<String, Machine>,
     directory: PathBuf,
     unique: String,
+    detour: Option<(Namespace, Child)>,
 }
 
 impl Bed {
@@ -230,22 +257,60 @@ impl Bed {
         let (switch, router) = (Namespace::new(), Namespace::new());
         switch.ip("link add lan type bridge");
         switch.ip("link set lan up");
+        switch.nft("add table bridge trouble");
+        switch.nft("add chain bridge trouble frames { type filter hook forward priority 0 ; }");
         plug(&switch, &router, "router", ROUTER_IP, 24);
         router.sysctl("net/ipv4/ip_forward", "1");
         router.nft("add table ip nat");
         router.nft("add chain ip nat out { type nat hook postrouting priority 100 ; }");
         router.nft("add rule ip nat out oifname eth0 masquerade");
-        let server = machine(&directory, &unique, "server", SERVER_IP);
+        let server = machine(&directory, &unique, "server");
         plug(&switch, &server.namespace, "server", SERVER_IP, 24);
-        let mut bed = Self { switch, router, server, nodes: BTreeMap::new(), directory, unique };
+        let mut bed = Self { switch, router, server, nodes: BTreeMap::new(), directory, unique, detour: None };
         bed.server.build_image();
         bed.start_server();
         bed
     }
 
+    /// Drops what a board sends to the switch, or gets from it.
+    pub fn cut(&self, name: &str, sent: bool, received: bool) {
+        self.rule(&format!("iifname port-{name} drop"), sent);
+        self.rule(&format!("oifname port-{name} drop"), received);
+    }
+
+    /// Loses this part of a board's frames, each way.
+    pub fn lose(&self, name: &str, percent: u32) {
+        for way in ["iifname", "oifname"] {
+            self.rule(&format!("{way} port-{name} numgen random mod 100 lt {percent} drop"), true);
+        }
+    }
+
+    fn rule(&self, rule: &str, wanted: bool) {
+        if wanted {
+            self.switch.nft(&format!("add rule bridge trouble frames {rule}"));
+        }
+    }
+
+    /// The network is whole again.
+    pub fn heal(&self) {
+        self.switch.nft("flush chain bridge trouble frames");
+    }
+
+    /// A detour to the server that delays every byte by this much, each way. The kernel's own delays (tc netem)
+    /// are missing from many kernels, so it is a program at an address of its own; it ends with its standard input.
+    pub fn detour(&mut self, delay_s: f64) -> String {
+        let namespace = Namespace::new();
+        plug(&self.switch, &namespace, "detour", DETOUR_IP, 24);
+        let mut command = namespace.run("python3");
+        command.args(["-c", DETOUR, SERVER_IP, &delay_s.to_string()]);
+        let child = command.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().expect("tests/run installs python3");
+        self.detour = Some((namespace, child));
+        format!("https://{DETOUR_IP}:6443")
+    }
+
     pub fn start_server(&mut self) {
         let _ = fs::remove_file(self.kubeconfig());
-        let port = ["--bind-address", "0.0.0.0", "--https-listen-port", "6443"];
+        let port = ["--bind-address", "0.0.0.0", "--https-listen-port", "6443", "--tls-san", DETOUR_IP];
         self.server.start(&[&["server", "--node-ip", SERVER_IP][..], &port].concat());
         self.until("the API answers", |bed| {
             bed.kubeconfig().exists() && bed.edgelet(&["get", "namespaces", "default"]).status.success()
@@ -258,7 +323,7 @@ impl Bed {
 
     /// A board on the switch, with its image and nothing else.
     pub fn add(&mut self, name: &str, address: &str) {
-        let machine = machine(&self.directory, &self.unique, name, address);
+        let machine = machine(&self.directory, &self.unique, name);
         plug(&self.switch, &machine.namespace, name, address, 24);
         machine.build_image();
         self.nodes.insert(name.to_owned(), machine);
@@ -266,7 +331,7 @@ impl Bed {
 
     /// A board behind the router: it reaches the switch's network, nothing reaches it.
     pub fn add_behind_router(&mut self, name: &str) {
-        let machine = machine(&self.directory, &self.unique, name, "198.51.100.2");
+        let machine = machine(&self.directory, &self.unique, name);
         let (inner, outer) = (pid(&machine.namespace), pid(&self.router));
         self.router.ip(&format!("link add name inside type veth peer name eth0 netns {inner}"));
         let _ = outer;
@@ -350,6 +415,10 @@ impl Bed {
 
 impl Drop for Bed {
     fn drop(&mut self) {
+        if let Some((_, child)) = &mut self.detour {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
         self.server.clean();
         self.nodes.values_mut().for_each(Machine::clean);
         if std::thread::panicking() {
@@ -360,12 +429,27 @@ impl Drop for Bed {
     }
 }
 
-fn machine(directory: &Path, unique: &str, name: &str, address: &str) -> Machine {
+/// A pod on one node that says so and sleeps.
+pub fn pod(name: &str, node: &str) -> String {
+    format!(
+        r#"
+apiVersion: v1
+kind: Pod
+metadata: {{name: {name}, labels: {{app: {name}}}}}
+spec:
+  nodeName: {node}
+  terminationGracePeriodSeconds: 1
+  containers:
+  - {{name: c, image: "{IMAGE}", command: [sh, -c, "echo hello from {node}; exec sleep 10000"]}}
+"#
+    )
+}
+
+fn machine(directory: &Path, unique: &str, name: &str) -> Machine {
     let place = directory.join(name);
     fs::create_dir_all(&place).unwrap();
     Machine {
         name: name.to_owned(),
-        address: address.to_owned(),
         namespace: Namespace::new(),
         directory: place,
         run_directory: PathBuf::from(format!("/run/edgelet-fleet-{unique}-{name}")),

@@ -18,10 +18,8 @@ fn a_board_boots_its_pods_services_and_names_with_no_server() {
 /// The whole story; how long the pods took to be Ready.
 pub fn boot_without_server() -> Duration {
     let mut bed = Bed::new("power");
-    bed.apply(crate::fleet::NODES_MAY_DO_ALL);
     bed.add("a", "192.0.2.2");
-    crate::fleet::hand_over_identity(&bed, &bed.nodes["a"]);
-    bed.node("a").start(&["node"]);
+    crate::fleet::join(&mut bed, "a", &crate::fleet::server_url());
     bed.until("the node is Ready", |bed| bed.ready("a") == "True");
     bed.apply(&manifest());
     bed.until("all run", |bed| ready(&bed.get(&["pods"])).len() == PODS);

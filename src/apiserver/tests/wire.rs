@@ -15,14 +15,14 @@ use hyper_util::rt::TokioIo;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_tungstenite::tungstenite::{self, Message};
 
-struct Served {
-    cluster: Cluster,
-    remote: Remote,
-    address: std::net::SocketAddr,
-    tree: Tree,
+pub(super) struct Served {
+    pub cluster: Cluster,
+    pub remote: Remote,
+    pub address: std::net::SocketAddr,
+    pub tree: Tree,
 }
 
-async fn serve() -> Served {
+pub(super) async fn serve() -> Served {
     let cluster = Cluster::with_clock(Clock::real()).await;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();

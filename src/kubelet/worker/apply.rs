@@ -78,7 +78,7 @@ impl Worker {
 
     pub(super) fn pod_ips(&self, pod: &Pod) -> Vec<String> {
         let facts = Facts { pod, sandbox: self.sandbox.as_ref(), memory: &self.memory, now: self.seen_at };
-        status::pod_ips(&facts, &self.kubelet.host)
+        status::pod_ips(&facts, &self.kubelet.host.load())
     }
 
     /// A shorter grace replaces a stop that is running; the hook does not run again.

@@ -1,0 +1,102 @@
+//! The tunnel over a real socket: who gets one, what it carries, and the Lease it keeps.
+
+use super::wire::serve;
+use super::*;
+use crate::api::object::ObjectExt;
+use crate::client::kubeconfig::Access;
+use crate::client::remote::Remote;
+use crate::client::{LEASES, NODES, uplink};
+use crate::network::resolve::Resolver;
+use crate::tunnel::{self, Streams};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::{mpsc, watch};
+
+/// A client with a certificate of this user.
+fn client(served: &super::wire::Served, user: &str, group: Option<&str>) -> Remote {
+    let pki = served.cluster.server.pki();
+    let credentials = pki.issue_client(user, group).unwrap();
+    let access = Access {
+        server: format!("https://{}", served.address),
+        ca_pem: pki.ca_pem().into_bytes(),
+        client_certificate_pem: credentials.certificate_pem.into_bytes(),
+        client_key_pem: credentials.key_pem.into_bytes(),
+        ..Access::default()
+    };
+    Remote::new(access, Resolver::default()).unwrap()
+}
+
+/// A node's uplink, its state and the streams that reach it.
+fn uplink(served: &mut super::wire::Served, node: &str) -> (watch::Receiver<uplink::State>, Streams) {
+    let remote = client(served, &format!("system:node:{node}"), Some("system:nodes"));
+    let (sender, streams) = mpsc::channel(4);
+    let (state, states) = watch::channel(uplink::State::default());
+    let changed = watch::channel(0).1;
+    let shutdown = served.tree.shutdown();
+    served.tree.spawn("uplink", uplink::run(remote, sender, changed, state, shutdown));
+    (states, streams)
+}
+
+#[tokio::test]
+async fn a_node_is_reached_through_the_tunnel_it_opens_and_its_lease_is_kept() {
+    let mut served = serve().await;
+    let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "a"}});
+    let node = served.remote.create(NODES, "", node).await.unwrap().object().unwrap();
+    let (mut state, mut streams) = uplink(&mut served, "a");
+    state.wait_for(|state| matches!(state, uplink::State::Connected)).await.unwrap();
+    let tunnels = served.cluster.server.tunnels().clone();
+    // The node knows of the tunnel a moment before the server has taken it over.
+    while !tunnels.is_connected("a") {
+        tokio::task::yield_now().await;
+    }
+    let mut near = tunnels.dial("a").await.unwrap();
+    let mut far = streams.recv().await.unwrap();
+    near.write_all(b"ping").await.unwrap();
+    let mut read = [0; 4];
+    far.read_exact(&mut read).await.unwrap();
+    far.write_all(&read).await.unwrap();
+    near.read_exact(&mut read).await.unwrap();
+    assert_eq!(&read, b"ping");
+
+    let lease = loop {
+        match served.remote.get(LEASES, "kube-node-lease", "a").await {
+            Ok(lease) => break lease.object().unwrap(),
+            Err(error) => assert!(error.is_not_found(), "{error}"),
+        }
+    };
+    assert_eq!(lease.str_at(&["spec", "holderIdentity"]), "a");
+    assert_eq!(lease["spec"]["leaseDurationSeconds"], 40);
+    assert_eq!(lease["metadata"]["ownerReferences"][0]["uid"], node.uid());
+    served.tree.end(Duration::from_secs(5)).await;
+    assert!(tunnels.dial("a").await.is_err(), "the tunnel ends with the server");
+}
+
+#[tokio::test]
+async fn nobody_else_gets_a_tunnel() {
+    let served = serve().await;
+    let cases = [
+        (client(&served, "alice", None), 403),
+        (client(&served, "system:node:a", None), 403),
+        (client(&served, "edgelet-admin", Some("system:masters")), 403),
+    ];
+    for (remote, code) in cases {
+        let error = remote.upgrade(tunnel::PATH, tunnel::PROTOCOL).await.err().expect("refused");
+        assert_eq!(error.code, code, "{error}");
+    }
+    let node = client(&served, "system:node:a", Some("system:nodes"));
+    let error = node.upgrade(tunnel::PATH, "websocket").await.err().expect("refused");
+    assert_eq!((error.code, error.message.contains("edgelet-tunnel")), (400, true), "{error}");
+    assert!(!served.cluster.server.tunnels().is_connected("a"));
+}
+
+#[tokio::test]
+async fn a_peer_that_speaks_nonsense_after_the_upgrade_is_dropped() {
+    let served = serve().await;
+    let node = client(&served, "system:node:a", Some("system:nodes"));
+    let mut io = node.upgrade(tunnel::PATH, tunnel::PROTOCOL).await.unwrap();
+    io.write_all(&[0xff; 4096]).await.unwrap();
+    let mut rest = Vec::new();
+    // Whatever it says, it ends.
+    let ended = tokio::time::timeout(Duration::from_secs(20), io.read_to_end(&mut rest)).await;
+    assert!(ended.is_ok());
+    assert!(!served.cluster.server.tunnels().is_connected("a"));
+}
