@@ -24,3 +24,5 @@ mod power;
 mod runtime;
 #[path = "node/services.rs"]
 mod services;
+#[path = "node/takeover.rs"]
+mod takeover;

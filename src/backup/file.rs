@@ -12,6 +12,8 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Component, Path, PathBuf};
 
 const FORMAT: u32 = 1;
+/// Behind the name of a file that is being written.
+pub const PARTIAL: &str = ".partial";
 const MAGIC: &str = "edgelet backup ";
 const HEADER_LIMIT_BYTES: u64 = 64 << 10;
 /// A key or a certificate larger than this is none.
@@ -25,7 +27,7 @@ fn head(header: &Header) -> Vec<u8> {
 /// Writes the file beside its place and puts it there when all of it is on the disk.
 pub fn write(target: &Path, header: &Header, passphrase: Option<&str>, parts: &[(String, PathBuf)]) -> Result<()> {
     let mut name = target.file_name().unwrap_or_default().to_owned();
-    name.push(".partial");
+    name.push(PARTIAL);
     let partial = target.with_file_name(name);
     let written = write_all(&partial, header, passphrase, parts).and_then(|()| std::fs::rename(&partial, target));
     if written.is_err() {

@@ -1,5 +1,6 @@
 //! One file that holds a server: its database as of one moment, its keys and certificates, what its cluster was
 //! made with. Made beside the running server; restored into an empty data folder, on this board or another.
+//! What the server still holds in memory alone (Events, renewed Leases) is not in it.
 //! Calls block: call them from `spawn_blocking` or before anything else runs.
 
 mod file;

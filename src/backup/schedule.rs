@@ -1,5 +1,6 @@
 //! Backups by themselves: at an interval, only when something has changed, the newest few kept.
 
+use super::file::PARTIAL;
 use super::{Content, Header, Result, failed};
 use crate::clock::Clock;
 use crate::supervise::Shutdown;
@@ -86,6 +87,7 @@ impl Schedule {
         if !is_due(last.as_ref(), &super::content(data)?) {
             return Ok((self.interval, None));
         }
+        self.drop_partial()?;
         let passphrase = self.passphrase_file.as_deref().map(super::passphrase).transpose()?;
         let target = self.directory.join(file_name(now));
         super::make(data, &target, passphrase.as_deref(), now)?;
@@ -96,10 +98,22 @@ impl Schedule {
         Ok((self.interval, Some(target)))
     }
 
+    /// What a power cut left of a backup that was being written.
+    fn drop_partial(&self) -> Result<()> {
+        for name in self.listed()?.into_iter().filter(|name| name.ends_with(&format!("{SUFFIX}{PARTIAL}"))) {
+            let path = self.directory.join(name);
+            std::fs::remove_file(&path).map_err(failed("remove partial backup", &path))?;
+        }
+        Ok(())
+    }
+
     fn names(&self) -> Result<Vec<String>> {
+        Ok(self.listed()?.into_iter().filter(|name| name.ends_with(SUFFIX)).collect())
+    }
+
+    fn listed(&self) -> Result<Vec<String>> {
         let listed = std::fs::read_dir(&self.directory).map_err(failed("read backup folder", &self.directory))?;
-        let names = listed.flatten().filter_map(|entry| entry.file_name().into_string().ok());
-        Ok(names.filter(|name| name.ends_with(SUFFIX)).collect())
+        Ok(listed.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect())
     }
 }
 
