@@ -26,3 +26,5 @@ mod runtime;
 mod services;
 #[path = "node/takeover.rs"]
 mod takeover;
+#[path = "node/streams.rs"]
+mod streams;
