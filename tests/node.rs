@@ -24,7 +24,7 @@ mod power;
 mod runtime;
 #[path = "node/services.rs"]
 mod services;
-#[path = "node/takeover.rs"]
-mod takeover;
 #[path = "node/streams.rs"]
 mod streams;
+#[path = "node/takeover.rs"]
+mod takeover;
