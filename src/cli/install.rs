@@ -115,6 +115,16 @@ fn say(what: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Where a service finds this program: a copy, unless it is installed already. What lies in somebody's home may go.
+pub fn placed_program() -> anyhow::Result<PathBuf> {
+    let own = std::env::current_exe().context("find this program")?;
+    if own.starts_with("/usr") {
+        return Ok(own);
+    }
+    let place = Path::new("/").join(BINARY);
+    install_program(&place).map(|()| place)
+}
+
 fn install_program(path: &Path) -> anyhow::Result<()> {
     let own = std::env::current_exe().context("find this program")?;
     if std::fs::canonicalize(path).is_ok_and(|there| there == own) {

@@ -1,8 +1,8 @@
 //! `edgelet join URL --token T`: makes this board a node, each step printed as it happens.
 //! Every failure says what to do. Nothing is kept of the token; the node's key never leaves the board.
 
-use super::check;
 use super::node as node_command;
+use super::{check, install};
 use crate::api::object::ObjectExt;
 use crate::api::status::Status;
 use crate::client::kubeconfig::Access;
@@ -64,7 +64,7 @@ pub fn run(mut arguments: Arguments) -> anyhow::Result<ExitCode> {
     let token = arguments.token.or_else(|| typed.token.clone());
     let token = token.context("name the token with --token: `edgelet token create` on the server makes one")?;
     node_command::require_root("edgelet join")?;
-    let foreground = arguments.foreground || !has_systemd();
+    let foreground = arguments.foreground || !install::has_systemd();
     if foreground && !arguments.foreground {
         println!("systemd does not run here: the node runs in the foreground");
     }
@@ -223,10 +223,6 @@ fn server_url(text: &str) -> anyhow::Result<String> {
     Ok(format!("https://{host}:{}", uri.port_u16().unwrap_or(DEFAULT_PORT)))
 }
 
-fn has_systemd() -> bool {
-    Path::new("/run/systemd/system").is_dir()
-}
-
 /// Writes the config file and the unit, and starts the service now and at every boot.
 fn install(typed: &Typed, config_file: &Path) -> anyhow::Result<()> {
     let context = |path: &Path| format!("write {}", path.display());
@@ -235,7 +231,7 @@ fn install(typed: &Typed, config_file: &Path) -> anyhow::Result<()> {
     }
     std::fs::write(config_file, typed.to_yaml()).with_context(|| context(config_file))?;
     say(&format!("wrote {}", config_file.display()));
-    let program = std::env::current_exe().context("find this program")?;
+    let program = install::placed_program()?;
     std::fs::write(UNIT_FILE, unit(&program, config_file)).with_context(|| context(Path::new(UNIT_FILE)))?;
     for arguments in [&["daemon-reload"][..], &["enable", UNIT_NAME], &["restart", UNIT_NAME]] {
         let status = Command::new("systemctl").arg("--quiet").args(arguments).status().context("run systemctl")?;

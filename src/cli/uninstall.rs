@@ -46,6 +46,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         stop_services().into_iter().for_each(&mut attempt);
     }
     if here {
+        unused(&config)?;
         attempt(super::block_on(remove_node(config)).map(drop));
     }
     if !arguments.packaged {
@@ -113,6 +114,12 @@ fn stop_services() -> Vec<anyhow::Result<()>> {
     [SERVER.unit, NODE.unit].into_iter().filter(|unit| installed(unit)).map(stop).collect()
 }
 
+/// Whoever runs it in a terminal must end it first: nothing is taken from under a running server or node.
+fn unused(config: &Config) -> anyhow::Result<()> {
+    let folders = [&config.run_directory, &config.data_directory];
+    folders.into_iter().filter(|folder| folder.exists()).try_for_each(|folder| crate::server::claim(folder).map(drop))
+}
+
 async fn remove_node(config: Config) -> anyhow::Result<ExitCode> {
     if !config.run_directory.exists() && !config.data_directory.exists() {
         return Ok(ExitCode::SUCCESS);
@@ -166,6 +173,22 @@ mod tests {
         assert_eq!(below("/var/lib/edgelet"), Some("/var/lib/edgelet/volumes/a b".into()));
         assert_eq!(below("/var/lib/edgelet/images"), None);
         assert_eq!(below("/run/edgelet"), None);
+    }
+
+    #[test]
+    fn nothing_is_taken_from_under_a_running_edgelet() {
+        let folder = tempfile::tempdir().unwrap();
+        let typed = Typed {
+            data_dir: Some(folder.path().to_owned()),
+            run_dir: Some(folder.path().join("none")),
+            node_name: Some("a".into()),
+            ..Typed::default()
+        };
+        let config = typed.check().unwrap();
+        let running = crate::server::claim(folder.path()).unwrap();
+        assert!(unused(&config).unwrap_err().to_string().contains("another edgelet uses the folder"));
+        drop(running);
+        unused(&config).unwrap();
     }
 
     #[test]
