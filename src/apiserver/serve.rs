@@ -166,8 +166,13 @@ async fn connection(server: ApiServer, stream: TcpStream, from: SocketAddr, acce
             connection.await
         }
     };
-    if let Err(error) = ended {
-        tracing::debug!(error, "connection ended");
+    match ended {
+        // Headers that are too large, and what is no HTTP.
+        Err(error) if error.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_parse) => {
+            server.auth().refusals().log("connection", &from.to_string(), &error);
+        }
+        Err(error) => tracing::debug!(error, "connection ended"),
+        Ok(()) => {}
     }
 }
 

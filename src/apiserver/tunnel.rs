@@ -65,6 +65,7 @@ fn forbidden(user: &User) -> Status {
 async fn serve(server: &ApiServer, tunnel: Tunnel, node: &str, user: User) {
     let mut attached = server.tunnels().attach(node, tunnel.dial);
     tracing::info!(node, "node connected");
+    let mut authorities = server.pki().changes();
     let ending = async {
         match server.shutdown() {
             Some(shutdown) => shutdown.requested().await,
@@ -75,6 +76,8 @@ async fn serve(server: &ApiServer, tunnel: Tunnel, node: &str, user: User) {
         error = tunnel.run => tracing::info!(node, reason = %error, "node disconnected"),
         () = attached.replaced() => tracing::info!(node, "the node has opened another tunnel"),
         () = ending => {}
+        // It comes back at once and sees that its certificate is of yesterday's authority.
+        _ = authorities.changed() => tracing::info!(node, "the authority has changed: the node is to connect again"),
         () = keep_lease(server, node, user, tunnel.heard) => {}
     }
 }

@@ -44,8 +44,16 @@ impl Renewal {
         loop {
             let wait = until_due(self.clock.now(), self.not_after, early);
             if !wait.is_zero() {
-                self.clock.sleep(wait.min(LOOK_AGAIN)).await;
-                continue;
+                tokio::select! {
+                    () = self.clock.sleep(wait.min(LOOK_AGAIN)) => continue,
+                    Ok(()) = state.changed() => {
+                        let is_away = matches!(&*state.borrow_and_update(), State::Failed(status) if status.code >= 500);
+                        if is_away || !self.is_of_former_authority().await {
+                            continue;
+                        }
+                        tracing::info!("the cluster has a new authority");
+                    }
+                }
             }
             match self.renew().await {
                 Ok(()) => {
@@ -62,6 +70,14 @@ impl Renewal {
                 }
             }
         }
+    }
+
+    /// Whether the server's current authority, the first it sends, is not the one that signed this node's certificate.
+    async fn is_of_former_authority(&self) -> bool {
+        let Ok(sent) = self.remote.raw(reqwest::Method::GET, "/cacerts", None).await else { return false };
+        let own = certificate::bundle(&self.remote.access().client_certificate_pem).unwrap_or_default();
+        let sent = certificate::bundle(&sent).unwrap_or_default();
+        own.first().zip(sent.first()).is_some_and(|(own, current)| !certificate::is_signed_by(own, current))
     }
 
     async fn renew(&mut self) -> anyhow::Result<()> {

@@ -16,8 +16,9 @@ use std::time::Duration;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 const CA_DAYS: i32 = 3650;
-/// Boards without a battery start in 1970; no certificate starts before this project did.
-const EARLIEST: Timestamp = Timestamp::constant(1_767_225_600, 0);
+/// Boards without a battery start in 1970; no certificate starts before this project did, and no clock that says so
+/// is right.
+pub const EARLIEST: Timestamp = Timestamp::constant(1_767_225_600, 0);
 /// Clocks differ: a certificate signed on request is good from a little before it was signed.
 const BACKDATE: SignedDuration = SignedDuration::from_mins(5);
 
@@ -81,10 +82,7 @@ impl Authority {
 
     /// Whether it has signed this certificate.
     pub fn has_signed(&self, certificate: &CertificateDer) -> bool {
-        let Ok((_, certificate)) = X509Certificate::from_der(certificate) else { return false };
-        let Ok((_, own)) = X509Certificate::from_der(&self.der) else { return false };
-        certificate.issuer().as_raw() == own.subject().as_raw()
-            && certificate.verify_signature(Some(own.public_key())).is_ok()
+        certificate::is_signed_by(certificate, &self.der)
     }
 
     /// A certificate of `other`'s key and name by this authority: who trusts this one can then trust that one.

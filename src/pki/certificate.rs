@@ -111,6 +111,14 @@ pub fn key_hash(certificate: &CertificateDer) -> Option<[u8; 32]> {
     Some(Sha256::digest(certificate.public_key().raw).into())
 }
 
+/// Whether `authority`'s key has signed a certificate.
+pub fn is_signed_by(certificate: &CertificateDer, authority: &CertificateDer) -> bool {
+    let Ok((_, certificate)) = X509Certificate::from_der(certificate) else { return false };
+    let Ok((_, authority)) = X509Certificate::from_der(authority) else { return false };
+    certificate.issuer().as_raw() == authority.subject().as_raw()
+        && certificate.verify_signature(Some(authority.public_key())).is_ok()
+}
+
 /// From when to when a certificate is good.
 pub fn validity(certificate: &CertificateDer) -> Option<(Timestamp, Timestamp)> {
     let (_, certificate) = X509Certificate::from_der(certificate).ok()?;

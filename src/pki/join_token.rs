@@ -118,12 +118,9 @@ fn is_self_signed(certificate: &CertificateDer) -> bool {
     has_signed(certificate, certificate)
 }
 
-fn has_signed(issuer: &CertificateDer, certificate: &CertificateDer) -> bool {
-    let Ok((_, issuer)) = X509Certificate::from_der(issuer) else { return false };
-    let Ok((_, certificate)) = X509Certificate::from_der(certificate) else { return false };
-    certificate.is_ca()
-        && certificate.issuer().as_raw() == issuer.subject().as_raw()
-        && certificate.verify_signature(Some(issuer.public_key())).is_ok()
+fn has_signed(issuer: &CertificateDer, authority: &CertificateDer) -> bool {
+    let is_ca = X509Certificate::from_der(authority).is_ok_and(|(_, parsed)| parsed.is_ca());
+    is_ca && certificate::is_signed_by(authority, issuer)
 }
 
 /// Splits a bearer token of this form into id and secret; `None` when it is none.

@@ -200,6 +200,17 @@ async fn a_token_opens_nothing_else() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_board_with_a_token_asks_for_a_nodes_certificate_alone() {
+    let server = Server::new().await;
+    let token = server.token(|_| {}).await;
+    let mut request = csr("one", &key());
+    request["spec"]["signerName"] = "kubernetes.io/kube-apiserver-client".into();
+    let (code, answer) = server.ask(As::Token(&token), "POST", CSRS, request).await;
+    assert_eq!(code, 403, "{answer}");
+    assert!(answer.str_at(&["message"]).contains("may only use signer"), "{answer}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn expired_used_revoked_truncated_and_foreign_tokens_are_refused() {
     let server = Server::new().await;
     let single = server.token(|token| token.uses = Some(1)).await;
@@ -535,7 +546,13 @@ async fn a_nodes_certificate_opens_what_its_pods_need_and_no_more() {
             403,
             "is not allowed to modify labels",
         ),
-        ("PATCH", "/api/v1/nodes/one".into(), json!({"spec": {"taints": []}}), 403, "is not allowed to modify taints"),
+        (
+            "PATCH",
+            "/api/v1/nodes/one".into(),
+            json!({"spec": {"taints": [{"key": "a", "effect": "NoSchedule"}]}}),
+            403,
+            "is not allowed to modify taints",
+        ),
         (
             "POST",
             "/api/v1/nodes".into(),

@@ -2,6 +2,7 @@
 
 use super::{ANONYMOUS, AUTHENTICATED, Auth, CREDENTIAL_ID, Peer, PeerCertificate, UNAUTHENTICATED};
 use crate::api::status::{Result, Status};
+use crate::pki::authority::EARLIEST;
 use crate::pki::join_token;
 use crate::pki::node_key::{self, NodeKey};
 use crate::pki::token::{self, Claims, Reference, TokenError};
@@ -98,7 +99,7 @@ impl Auth {
         {
             return refused("not the key on record for this node: it was forgotten, or joined again with another key");
         }
-        let now = self.clock.now();
+        let now = self.clock.now().max(EARLIEST);
         let counts = self.pki.trust().trusted().any(|authority| *authority.key_hash() == certificate.authority);
         if counts && certificate.not_before <= now && now <= certificate.not_after {
             return Ok(user.clone());

@@ -3,8 +3,9 @@
 
 use super::{Operation, Plugin, Request};
 use crate::api::object::{Object, ObjectExt};
-use crate::api::status::Result;
+use crate::api::status::{Result, Status};
 use crate::pki::request::SigningRequest;
+use crate::pki::{bootstrap, node_key};
 use crate::registry::{Permission, Registry};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -14,7 +15,22 @@ use serde_json::{Map, Value, json};
 
 const GROUP: &str = "certificates.k8s.io";
 const CLIENT_SIGNER: &str = "kubernetes.io/kube-apiserver-client";
+const KUBELET_SIGNER: &str = "kubernetes.io/kube-apiserver-client-kubelet";
 const MASTERS: &str = "system:masters";
+const PREFIX: &str = "certificatesigningrequests.certificates.k8s.io/";
+/// Requests kept at once, so that a board with a token cannot fill the disk; answered ones go within the hour.
+const REQUESTS_LIMIT: u64 = 2_000;
+const RETRY_AFTER_S: u32 = 60;
+
+/// Boards that have not joined (yet, or any more).
+fn is_joining(request: &Request) -> bool {
+    let groups = &request.context.user.groups;
+    groups.iter().any(|group| group == bootstrap::GROUP || group == node_key::EXPIRED_GROUP)
+}
+
+fn is_master(request: &Request) -> bool {
+    request.context.user.groups.iter().any(|group| group == MASTERS)
+}
 
 fn is_request(request: &Request) -> bool {
     request.kind.group == GROUP && request.kind.plural == "certificatesigningrequests"
@@ -118,7 +134,7 @@ async fn may_use(registry: &Registry, request: &Request<'_>, verb: &str, signer:
     false
 }
 
-/// Nobody becomes a master by a certificate.
+/// Nobody becomes a master by a certificate; boards on their way in ask for a node's alone, and not without end.
 pub struct CertificateSubjectRestriction;
 
 impl Plugin for CertificateSubjectRestriction {
@@ -128,11 +144,15 @@ impl Plugin for CertificateSubjectRestriction {
 
     fn validate<'a>(
         &'a self,
-        _registry: &'a Registry,
+        registry: &'a Registry,
         request: &'a Request<'a>,
         object: &'a Object,
     ) -> BoxFuture<'a, Result<()>> {
-        let judge = || {
+        let judge = move || {
+            if is_joining(request) && object.str_at(&["spec", "signerName"]) != KUBELET_SIGNER {
+                let why = format!("a board that has not joined may only use signer {KUBELET_SIGNER}");
+                return Err(request.forbidden(&why));
+            }
             if object.str_at(&["spec", "signerName"]) != CLIENT_SIGNER {
                 return Ok(());
             }
@@ -145,6 +165,18 @@ impl Plugin for CertificateSubjectRestriction {
             }
             Ok(())
         };
-        ready(judge()).boxed()
+        async move {
+            judge()?;
+            if is_master(request) {
+                return Ok(());
+            }
+            let page = registry.store.list(PREFIX, "", 1, None).await.map_err(Status::internal)?;
+            if page.remaining < REQUESTS_LIMIT {
+                return Ok(());
+            }
+            tracing::warn!(user = request.context.user.name, limit = REQUESTS_LIMIT, "too many certificate requests");
+            Err(Status::too_many_requests("too many certificate signing requests wait for an answer", RETRY_AFTER_S))
+        }
+        .boxed()
     }
 }

@@ -45,9 +45,9 @@ impl Registry {
         let mut others = rbac::objects();
         others.extend(priority_classes());
         others.push(service_cidr(self.config.service_cidr));
-        others.push(authentication(&facts.client_ca_pem));
         others.push(kubernetes_service(self.service_range().first(), facts.port));
         self.make_all(&context, others).await?;
+        self.keep_all(&context, vec![authentication(&facts.client_ca_pem)]).await?;
         self.keep_all(&context, kubernetes_endpoints(facts)).await?;
         self.adopt_events().await;
         Ok(())
