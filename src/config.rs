@@ -48,6 +48,9 @@ pub struct Typed {
     /// This node's address [default: that of the default route]
     #[arg(long, value_name = "IP")]
     pub node_ip: Option<IpAddr>,
+    /// Where this node is reached from outside its own network
+    #[arg(long, value_name = "IP")]
+    pub node_external_ip: Option<Ipv4Addr>,
     /// Labels the node registers with, KEY=VALUE
     #[arg(long, value_name = "LABEL")]
     pub node_label: Vec<String>,
@@ -60,7 +63,7 @@ pub struct Typed {
     /// Addresses of all pods [default: 10.42.0.0/16]
     #[arg(long, value_name = "CIDR")]
     pub cluster_cidr: Option<String>,
-    /// How pods of different nodes reach each other: auto, route or vxlan [default: auto]
+    /// How pods of different nodes reach each other: auto, route, vxlan or wireguard [default: auto]
     #[arg(long, value_name = "MODE")]
     pub pod_network: Option<String>,
     /// Addresses of all Services [default: 10.43.0.0/16]
@@ -116,6 +119,7 @@ pub struct Config {
     pub node_ip: IpAddr,
     /// It was typed: it does not follow the network.
     pub node_ip_is_fixed: bool,
+    pub node_external_ip: Option<Ipv4Addr>,
     pub node_labels: Vec<(String, String)>,
     pub devices: Vec<DeviceSpec>,
     pub cluster_cidr: Cidr,
@@ -222,6 +226,7 @@ impl Typed {
             tls_san: both(self.tls_san, file.tls_san),
             node_name: self.node_name.or(file.node_name),
             node_ip: self.node_ip.or(file.node_ip),
+            node_external_ip: self.node_external_ip.or(file.node_external_ip),
             node_label: both(self.node_label, file.node_label),
             devices: [self.devices, file.devices].concat(),
             pod_cidr: self.pod_cidr.or(file.pod_cidr),
@@ -312,6 +317,7 @@ impl Typed {
             node_name: node_name(self.node_name)?,
             node_ip_is_fixed: self.node_ip.is_some(),
             node_ip: self.node_ip.unwrap_or_else(|| default_ip(cluster_cidr.nth(1))),
+            node_external_ip: self.node_external_ip,
             node_labels: labels(&self.node_label)?,
             devices: devices(self.devices)?,
             pod_cidr: pod_cidr(self.pod_cidr, &cluster_cidr)?,

@@ -73,9 +73,12 @@ pub async fn start(config: &Config, link: NodeLink, tree: &mut Tree) -> anyhow::
     let runtime =
         LibcontainerRuntime::new(runtime, images, puller, network.clone(), clock.clone(), trace.clone()).await?;
 
-    let peering =
-        PeersConfig { mode: config.pod_network, ..PeersConfig::new(&config.node_name, network.clone(), run.clone()) };
-    tree.spawn("peers", peers::run(peering, informers.clone(), tree.shutdown()));
+    let peering = PeersConfig {
+        mode: config.pod_network,
+        external_ip: config.node_external_ip,
+        ..PeersConfig::new(&config.node_name, network.clone(), run.clone())
+    };
+    tree.spawn("peers", peers::run(peering, client.clone(), informers.clone(), tree.shutdown()));
     let proxying = proxy::run(
         ProxyConfig { network: network.clone(), node_name: config.node_name.clone() },
         informers.clone(),

@@ -8,6 +8,7 @@ use crate::clock::Clock;
 use crate::config::{Config, Typed};
 use crate::network::resolve::Resolver;
 use crate::node::{self, joined, time};
+use crate::peers::paths;
 use crate::pki::node_identity::{Joined, NodeIdentity};
 use crate::supervise::Tree;
 use crate::supervise::notify::Notifier;
@@ -39,6 +40,8 @@ pub struct Arguments {
 enum Command {
     /// On the server: remove a node and the key its name belongs to, so that a re-flashed board can join under it
     Forget(ForgetArguments),
+    /// Show by which ways this node reaches the pods of the others
+    Paths(PathsArguments),
 }
 
 #[derive(clap::Args)]
@@ -49,9 +52,21 @@ struct ForgetArguments {
     connection: Connection,
 }
 
+#[derive(clap::Args)]
+struct PathsArguments {
+    /// The node's run folder
+    #[arg(long, value_name = "DIR", default_value = "/run/edgelet")]
+    run_dir: PathBuf,
+    /// As JSON, with reasons
+    #[arg(long)]
+    json: bool,
+}
+
 pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
-    if let Some(Command::Forget(arguments)) = arguments.command {
-        return super::block_on(forget(arguments));
+    match arguments.command {
+        Some(Command::Forget(arguments)) => return super::block_on(forget(arguments)),
+        Some(Command::Paths(arguments)) => return show_paths(&arguments),
+        None => {}
     }
     crate::telemetry::init("info");
     let path = arguments.config.clone().unwrap_or_else(|| CONFIG_FILE.into());
@@ -149,6 +164,42 @@ async fn config(mut typed: Typed, identity: &NodeIdentity, joined: &Joined) -> a
         config.node_ip = address.await.ok().flatten().unwrap_or(config.node_ip);
     }
     Ok(config)
+}
+
+fn show_paths(arguments: &PathsArguments) -> anyhow::Result<ExitCode> {
+    let file = arguments.run_dir.join(paths::FILE);
+    let paths = paths::read(&file).with_context(|| format!("read {} (does a node run here?)", file.display()))?;
+    if arguments.json {
+        println!("{}", serde_json::to_string_pretty(&paths)?);
+        return Ok(ExitCode::SUCCESS);
+    }
+    let address = paths.address.map_or_else(|| "none".to_owned(), |ip| ip.to_string());
+    println!(
+        "{}: {address}, pods {}, mtu {}, pod-network {}",
+        paths.node, paths.pod_cidr, paths.mtu, paths.pod_network
+    );
+    print!("{}", super::get::aligned(&path_lines(&paths)));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn path_lines(paths: &paths::Paths) -> Vec<Vec<String>> {
+    let head = ["NODE", "PODS", "ADDRESS", "WAY", "LINK", "STATE", "RTT", "MTU", "REASON"];
+    let or_none = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
+    let line = |line: &paths::Line| {
+        let round_trip = line.round_trip_us.map(|us| format!("{}.{:03}ms", us / 1000, us % 1000));
+        vec![
+            line.node.clone(),
+            line.pod_cidr.clone(),
+            or_none(line.address.map(|ip| ip.to_string())),
+            line.way.clone(),
+            or_none(Some(line.link.clone()).filter(|link| !link.is_empty())),
+            line.state.clone(),
+            or_none(round_trip),
+            or_none(line.mtu.map(|mtu| mtu.to_string())),
+            line.reason.clone(),
+        ]
+    };
+    [head.map(str::to_owned).to_vec()].into_iter().chain(paths.peers.iter().map(line)).collect()
 }
 
 async fn forget(arguments: ForgetArguments) -> anyhow::Result<ExitCode> {

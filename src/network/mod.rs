@@ -11,6 +11,7 @@ pub mod peers;
 pub mod plan;
 pub mod resolve;
 pub mod tables;
+pub mod wireguard;
 
 use crate::sys::netns;
 use ipam::{Ipam, Remembered};
@@ -21,7 +22,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use tables::Tables;
@@ -98,6 +99,8 @@ struct Inner {
     table: String,
     /// Bytes of an IP packet of a pod; 0 until it is known.
     mtu: AtomicU32,
+    /// Pods are held to their own addresses, as far as the kernel can.
+    guarded: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -132,7 +135,8 @@ impl Network {
         };
         let table = config.table;
         let mtu = AtomicU32::new(0);
-        Ok(Self(Arc::new(Inner { layout, tables, table, mtu, state: Mutex::new(state) })))
+        let guarded = AtomicBool::new(true);
+        Ok(Self(Arc::new(Inner { layout, tables, table, mtu, guarded, state: Mutex::new(state) })))
     }
 
     pub fn layout(&self) -> &Layout {
@@ -149,13 +153,45 @@ impl Network {
         }
         let node_side = layout.clone();
         let ports = netlink::run(move || async move { connect_node(&node_side).await }).await?;
-        self.program()?;
+        self.program_node()?;
         self.mend_and_warn();
-        self.adopt(ports).await
+        self.adopt(ports).await?;
+        // Not before it is known which pods are there: they would be cut off meanwhile.
+        self.guard();
+        Ok(())
     }
 
     /// Puts the node's own rules in place, whatever is there. Services' rules are the proxy's.
     pub fn program(&self) -> Result<()> {
+        self.guard();
+        self.program_node()
+    }
+
+    /// Holds every pod to its own address. A kernel that cannot is one that edgelet works on all the same.
+    fn guard(&self) {
+        let Inner { tables, table, guarded, .. } = &*self.0;
+        let pods: Vec<_> = self.state().attached.iter().map(|(uid, ip)| (plan::host_link(uid), *ip)).collect();
+        let fill = |batch: &mut nftables::Batch| tables::source_rules(batch, table, &pods);
+        let result = tables.replace_of(nftables::Family::Bridge, table, fill);
+        if let Err(error) = &result {
+            tracing::warn!(%error, "this kernel cannot hold pods to their own addresses");
+        }
+        guarded.store(result.is_ok(), Ordering::Relaxed);
+    }
+
+    /// Lets a pod send from its address, or forgets that it could.
+    fn guard_pod(&self, uid: &str, ip: Ipv4Addr, is_there: bool) -> Result<()> {
+        let Inner { tables, table, guarded, .. } = &*self.0;
+        if !guarded.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let mut batch = nftables::Batch::of(nftables::Family::Bridge);
+        let change = if is_there { tables::allow_sources } else { tables::forget_sources };
+        change(&mut batch, table, &[(plan::host_link(uid), ip)]);
+        Ok(tables.commit(batch)?)
+    }
+
+    fn program_node(&self) -> Result<()> {
         let Inner { layout, tables, table, .. } = &*self.0;
         Ok(tables.replace(table, |batch| tables::node_rules(batch, table, layout))?)
     }
@@ -238,6 +274,7 @@ impl Network {
         let (layout, pod) = (self.0.layout.clone(), uid.to_owned());
         let mtu = self.pod_mtu();
         netlink::run(move || async move { connect_pod(&layout, &pod, ip, mtu).await }).await?;
+        self.guard_pod(uid, ip, true)?;
         self.state().attached.insert(uid.to_owned(), ip);
         if self.pod_mtu() != mtu {
             // It changed meanwhile, for the pods that were attached then.
@@ -272,10 +309,16 @@ impl Network {
     async fn disconnect(&self, uid: &str) -> Result<()> {
         let (path, link) = (self.0.layout.netns(uid), plan::host_link(uid));
         netlink::run(move || async move { disconnect_pod(&path, &link).await }).await?;
-        {
+        let ip = {
             let mut state = self.state();
-            state.attached.remove(uid);
             state.ipam.release(uid);
+            state.attached.remove(uid)
+        };
+        if let Some(ip) = ip
+            && let Err(error) = self.guard_pod(uid, ip, false)
+        {
+            // Somebody flushed the rules: they are put back without it.
+            tracing::debug!(%error, "address of a pod was not guarded");
         }
         self.save_soon();
         Ok(())
@@ -308,6 +351,10 @@ impl Network {
         let bridge = layout.bridge.clone();
         result = result.and(netlink::run(move || async move { disconnect_node(&bridge).await }).await);
         result = result.and(self.0.tables.close_firewalls(&self.0.table).map_err(Error::from));
+        let guard = self.0.tables.delete_of(nftables::Family::Bridge, &self.0.table);
+        if self.0.guarded.load(Ordering::Relaxed) {
+            result = result.and(guard.map_err(Error::from));
+        }
         for suffix in ["", SERVICES_SUFFIX] {
             let deleted = self.0.tables.delete(&format!("{}{suffix}", self.0.table));
             result = result.and(deleted.map_err(Error::from));
@@ -315,6 +362,7 @@ impl Network {
         self.state().save_pending = false;
         // Directories that others still use stay.
         let _ = std::fs::remove_file(&layout.addresses_file);
+        let _ = std::fs::remove_file(layout.wireguard_key_file());
         let _ = std::fs::remove_dir(&layout.netns_directory);
         result
     }
@@ -394,6 +442,8 @@ async fn connect_pod(layout: &Layout, uid: &str, ip: Ipv4Addr, mtu: u32) -> Resu
     let bridge = node.index(&layout.bridge).await?;
     let bridge = bridge.ok_or_else(|| kernel("find bridge", &layout.bridge, io::ErrorKind::NotFound.into()))?;
     let failed = |source| kernel("create network namespace", &path.display().to_string(), source);
+    // Else another pod could claim its address, or its MAC, and get its packets.
+    node.add_neighbour(bridge, mac_of(ip), ip).await?;
     // From here on this thread is in the pod; `node` stays where it was opened.
     let namespace = netns::unshare_and_pin(&path).map_err(failed)?;
     for (name, value) in plan::POD_SYSCTLS {
@@ -402,7 +452,11 @@ async fn connect_pod(layout: &Layout, uid: &str, ip: Ipv4Addr, mtu: u32) -> Resu
     let pod = Netlink::open()?;
     node.veth(&host, bridge, namespace.as_fd(), plan::mac(ip), mtu).await?;
     pod.pod(ip, layout.gateway).await?;
-    node.port(&host, &plan::alias(uid, ip)).await
+    node.port(&host, mac_of(ip), &plan::alias(uid, ip)).await
+}
+
+fn mac_of(ip: Ipv4Addr) -> peers::Mac {
+    plan::mac(ip).try_into().expect("a MAC has six bytes")
 }
 
 /// The kernel takes the link with the namespace, many at a time, which holds its lock far shorter than

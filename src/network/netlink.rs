@@ -5,12 +5,14 @@
 mod overlay;
 
 use super::ipam::Cidr;
+use super::peers::Mac;
 use super::{Error, Result};
 use crate::sys::netns;
 use futures_util::{Stream, StreamExt, TryStreamExt};
 use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkMessage};
+use netlink_packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkFlags, LinkMessage};
+use netlink_packet_route::neighbour::{NeighbourFlags, NeighbourState};
 use netlink_packet_route::route::{RouteHeader, RouteProtocol, RouteScope};
 use rtnetlink::{
     Handle, LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth, MulticastGroup, RouteMessageBuilder,
@@ -71,16 +73,26 @@ impl NetworkEvents {
         Ok(Self(Box::new(messages.map(|(message, _)| message))))
     }
 
-    /// Waits for a change; for ever when the events have ended. Cancel-safe.
-    pub async fn next(&mut self) {
+    /// Waits for a change: true when a link went down, be it for a moment. For ever when the events have ended.
+    /// Cancel-safe.
+    pub async fn next(&mut self) -> bool {
         while let Some(message) = self.0.next().await {
             if let NetlinkPayload::InnerMessage(message) = message.payload
                 && matters(&message)
             {
-                return;
+                return went_down(&message);
             }
         }
         std::future::pending().await
+    }
+}
+
+/// A radio's news come often; a link that does not run is rare.
+fn went_down(message: &RouteNetlinkMessage) -> bool {
+    match message {
+        RouteNetlinkMessage::NewLink(link) => !link.header.flags.contains(LinkFlags::Running),
+        RouteNetlinkMessage::DelLink(_) => true,
+        _ => false,
     }
 }
 
@@ -94,7 +106,12 @@ fn matters(message: &RouteNetlinkMessage) -> bool {
         }
         RouteNetlinkMessage::DelRoute(route) => route.header.table == RouteHeader::RT_TABLE_MAIN,
         RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link) => {
-            let pods = |attribute: &LinkAttribute| matches!(attribute, LinkAttribute::Controller(_));
+            // A pod's link has left its bridge already when it goes.
+            let pods = |attribute: &LinkAttribute| match attribute {
+                LinkAttribute::Controller(_) => true,
+                LinkAttribute::IfName(name) => super::plan::is_host_link(name),
+                _ => false,
+            };
             !link.attributes.iter().any(pods)
         }
         _ => false,
@@ -184,9 +201,13 @@ impl Netlink {
     }
 
     /// Isolated: the port reaches the bridge itself only, so all pod traffic is routed by the node.
-    pub async fn port(&self, host: &str, alias: &str) -> Result<()> {
+    /// Nothing is learnt from what it sends: behind it is one MAC.
+    pub async fn port(&self, host: &str, mac: Mac, alias: &str) -> Result<()> {
         let index = self.index(host).await?.ok_or_else(|| missing("find link", host))?;
-        let message = LinkBridgePort::new(index).isolated(true).alias(alias).build();
+        let entry = self.0.neighbours().add_bridge(index, &mac).flags(NeighbourFlags::Controller);
+        let entry = entry.state(NeighbourState::Noarp).replace();
+        entry.execute().await.map_err(|error| failed("add forwarding to", host, error))?;
+        let message = LinkBridgePort::new(index).isolated(true).learning(false).alias(alias).build();
         self.0.link().set_port(message).execute().await.map_err(|error| failed("isolate port", host, error))
     }
 

@@ -1,12 +1,16 @@
 //! The pod network between this node and its peers: what is wanted, what the kernel has, and the way between.
-//! Routes where a peer is on the same link; a VXLAN device, whose tables hold every peer, otherwise.
+//! Routes where a peer is on the same link; else devices that hold every peer: VXLAN, and WireGuard where it is asked
+//! for or the way leads through others' networks.
 
 use super::ipam::Cidr;
 use super::netlink::{self, Netlink, NetworkEvents};
 use super::plan::Layout;
+use super::wireguard::{Key, Tunnel, Wireguard};
 use super::{Network, Result};
 use crate::sys::netns;
+use ring::rand::SecureRandom;
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::net::Ipv4Addr;
 use std::path::Path;
 use std::sync::atomic::Ordering;
@@ -15,6 +19,8 @@ pub type Mac = [u8; 6];
 
 /// Ethernet, IP, UDP and VXLAN headers around a pod's packet.
 pub const VXLAN_OVERHEAD_BYTES: u32 = 50;
+/// IPv6, UDP and WireGuard headers, and padding.
+pub const WIREGUARD_OVERHEAD_BYTES: u32 = 80;
 /// Pods never get more: a larger packet would pass some links only.
 pub const POD_MTU_LIMIT: u32 = 1500;
 /// What every IPv4 link carries, with room for the headers above.
@@ -49,6 +55,8 @@ pub enum Way {
     Route { to: Ipv4Addr, link: u32 },
     /// Inside UDP packets to the peer.
     Vxlan { to: Ipv4Addr },
+    /// Sealed, by the device's peer whose pods they are for.
+    Wireguard,
 }
 
 /// A peer and the way to its pods.
@@ -58,6 +66,8 @@ pub struct Peer {
     pub way: Option<Way>,
     /// The peer is on this link: packets with pods' addresses are tried there, whatever the way is now.
     pub on_link: Option<(Ipv4Addr, u32)>,
+    /// The peer's end of the WireGuard device: kept whatever the way is, since the peer may choose it.
+    pub tunnel: Option<Tunnel>,
 }
 
 /// What is wanted of the kernel.
@@ -66,6 +76,8 @@ pub struct Wanted {
     /// This node's address and the UDP port of VXLAN; the device exists as long as this is wanted, since
     /// a peer may use it when this node does not.
     pub vxlan: Option<(Ipv4Addr, u16)>,
+    /// The UDP port of WireGuard.
+    pub wireguard: Option<u16>,
     /// Bytes of an IP packet of a pod that every way can carry.
     pub mtu: u32,
     pub peers: Vec<Peer>,
@@ -118,25 +130,35 @@ fn vxlan_name(layout: &Layout) -> String {
     format!("{}-vx", layout.bridge.chars().take(12).collect::<String>())
 }
 
+fn wireguard_name(layout: &Layout) -> String {
+    format!("{}-wg", layout.bridge.chars().take(12).collect::<String>())
+}
+
+/// Indices of the devices that there are.
+#[derive(Clone, Copy, Debug, Default)]
+struct Devices {
+    vxlan: Option<u32>,
+    wireguard: Option<u32>,
+}
+
 /// Every route that is wanted. Pure.
-fn routes(layout: &Layout, wanted: &Wanted, vxlan: Option<u32>) -> BTreeSet<Route> {
+fn routes(layout: &Layout, wanted: &Wanted, devices: Devices) -> BTreeSet<Route> {
     // What no node has must not leave by the default route.
     let mut routes = BTreeSet::from([Route { to: layout.cluster, link: 0, via: None, source: None }]);
     let source = Some(layout.gateway);
     for peer in &wanted.peers {
-        match (&peer.way, vxlan) {
-            (Some(Way::Route { to, link }), _) => {
-                routes.insert(Route { to: peer.pods, link: *link, via: Some(*to), source });
-            }
-            (Some(Way::Vxlan { .. }), Some(link)) => {
-                routes.insert(Route { to: peer.pods, link, via: Some(gateway(peer.pods)), source });
-            }
-            _ => {}
-        }
-        if let Some((to, link)) = peer.on_link {
-            let probe = Cidr::new(probe_address(peer.pods), 32);
-            routes.insert(Route { to: probe, link, via: Some(to), source: Some(probe_address(layout.pods)) });
-        }
+        let hop = match &peer.way {
+            Some(Way::Route { to, link }) => Some((*link, Some(*to))),
+            Some(Way::Vxlan { .. }) => devices.vxlan.map(|link| (link, Some(gateway(peer.pods)))),
+            Some(Way::Wireguard) => devices.wireguard.map(|link| (link, None)),
+            None => None,
+        };
+        routes.extend(hop.map(|(link, via)| Route { to: peer.pods, link, via, source }));
+        // Tried on the link, where the peer is there; else through the tunnel.
+        let tunnel = devices.wireguard.filter(|_| peer.tunnel.is_some()).map(|link| (link, None));
+        let probe = peer.on_link.map(|(to, link)| (link, Some(to))).or(tunnel);
+        let (to, source) = (Cidr::new(probe_address(peer.pods), 32), Some(probe_address(layout.pods)));
+        routes.extend(probe.map(|(link, via)| Route { to, link, via, source }));
     }
     routes
 }
@@ -167,6 +189,17 @@ impl Network {
         let mtu = wanted.mtu;
         let connected = netlink::run(move || async move { connect(&layout, &wanted).await }).await;
         connected.and(self.set_pod_mtu(mtu).await)
+    }
+
+    /// The public key of this node's WireGuard device; made, with its key, when it is not there.
+    /// Unsupported where the kernel has no WireGuard.
+    pub async fn wireguard_key(&self, port: u16) -> Result<Key> {
+        let layout = self.layout().clone();
+        netlink::run(move || async move {
+            let netlink = Netlink::open()?;
+            wireguard(&netlink, &layout, port, POD_MTU_LIMIT - WIREGUARD_OVERHEAD_BYTES).await.map(|(_, key)| key)
+        })
+        .await
     }
 
     /// Removes every route and device that leads to peers.
@@ -207,17 +240,19 @@ pub(super) async fn set_mtu(uid: &str, netns: &Path, mtu: u32) -> Result<()> {
 async fn connect(layout: &Layout, wanted: &Wanted) -> Result<()> {
     let netlink = Netlink::open()?;
     // Plain routes are set up even where the kernel has no VXLAN.
-    let device = vxlan(&netlink, layout, wanted).await;
-    let index = device.as_ref().ok().copied().flatten();
-    let mut result = device.map(|_| ());
-    if let Some(index) = index {
+    let vxlan = vxlan(&netlink, layout, wanted).await;
+    let tunnels = tunnels(&netlink, layout, wanted).await;
+    let found = |device: &Result<Option<u32>>| device.as_ref().ok().copied().flatten();
+    let devices = Devices { vxlan: found(&vxlan), wireguard: found(&tunnels) };
+    let mut result = vxlan.and(tunnels).map(|_| ());
+    if let Some(index) = devices.vxlan {
         result = result.and(fill(&netlink, index, wanted).await);
     }
     if let Some(bridge) = netlink.index(&layout.bridge).await? {
         result = result.and(netlink.address(bridge, probe_address(layout.pods), 32).await);
     }
     let have: BTreeSet<Route> = own_routes(&netlink, layout).await?.into_iter().collect();
-    let want = routes(layout, wanted, index);
+    let want = routes(layout, wanted, devices);
     for route in want.difference(&have) {
         result = result.and(netlink.add_route(route).await);
     }
@@ -227,6 +262,57 @@ async fn connect(layout: &Layout, wanted: &Wanted) -> Result<()> {
         result = result.and(netlink.delete_route(route).await);
     }
     result
+}
+
+/// The device and its public key.
+async fn wireguard(netlink: &Netlink, layout: &Layout, port: u16, mtu: u32) -> Result<(u32, Key)> {
+    let name = wireguard_name(layout);
+    let private_key = private_key(&layout.wireguard_key_file())
+        .map_err(|source| super::kernel("make key", &layout.wireguard_key_file().display().to_string(), source))?;
+    let index = netlink.add_wireguard(&name, mtu).await?;
+    netlink.address(index, layout.gateway, 32).await?;
+    let _ = netns::sysctl(&format!("ipv4/conf/{name}/rp_filter"), "2");
+    let configured = || {
+        let kernel = Wireguard::open()?;
+        if kernel.device(&name)?.port != port {
+            kernel.configure(&name, &private_key, port)?;
+        }
+        Ok(kernel.device(&name)?.public_key)
+    };
+    let key = configured().map_err(|source| super::kernel("configure link", &name, source))?;
+    Ok((index, key))
+}
+
+/// The WireGuard device with all its peers, or its absence.
+async fn tunnels(netlink: &Netlink, layout: &Layout, wanted: &Wanted) -> Result<Option<u32>> {
+    let name = wireguard_name(layout);
+    let Some(port) = wanted.wireguard else { return netlink.delete(&name).await.map(|()| None) };
+    let (index, _) = wireguard(netlink, layout, port, wanted.mtu).await?;
+    let peers: Vec<Tunnel> = wanted.peers.iter().filter_map(|peer| peer.tunnel.clone()).collect();
+    let set = || {
+        let kernel = Wireguard::open()?;
+        kernel.set_peers(&name, &kernel.device(&name)?.peers, &peers)
+    };
+    set().map_err(|source| super::kernel("set peers of link", &name, source))?;
+    Ok(Some(index))
+}
+
+/// Made once; nobody but root may read it.
+fn private_key(file: &Path) -> io::Result<Key> {
+    use std::io::Write;
+    use std::os::unix::fs::OpenOptionsExt;
+    if let Some(key) = std::fs::read(file).ok().and_then(|bytes| bytes.try_into().ok()) {
+        return Ok(key);
+    }
+    let mut key = Key::default();
+    ring::rand::SystemRandom::new().fill(&mut key).map_err(|_| io::Error::other("no randomness"))?;
+    let temporary = file.with_extension("tmp");
+    let _ = std::fs::remove_file(&temporary);
+    let mut writer = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
+    writer.write_all(&key)?;
+    writer.sync_all()?;
+    std::fs::rename(temporary, file)?;
+    Ok(key)
 }
 
 async fn own_routes(netlink: &Netlink, layout: &Layout) -> Result<Vec<Route>> {
@@ -292,6 +378,7 @@ async fn fill(netlink: &Netlink, index: u32, wanted: &Wanted) -> Result<()> {
 async fn disconnect(layout: &Layout) -> Result<()> {
     let netlink = Netlink::open()?;
     let mut result = netlink.delete(&vxlan_name(layout)).await;
+    result = result.and(netlink.delete(&wireguard_name(layout)).await);
     for route in own_routes(&netlink, layout).await? {
         result = result.and(netlink.delete_route(&route).await);
     }
@@ -325,7 +412,9 @@ mod tests {
     #[test]
     fn routes_follow_the_ways() {
         let to = Ipv4Addr::new(192, 168, 1, 9);
-        let peer = |way, on_link| Peer { pods: "10.42.9.0/24".parse().unwrap(), way, on_link };
+        let pods: Cidr = "10.42.9.0/24".parse().unwrap();
+        let peer = |way, on_link| Peer { pods, way, on_link, tunnel: None };
+        let tunnel = Tunnel { key: [1; 32], endpoint: None, keepalive_s: 0, pods };
         let plain = Some((to, 7));
         let refusal = "10.42.0.0/16 0 - -";
         let cases: Vec<(Vec<Peer>, Option<u32>, Vec<&str>)> = vec![
@@ -342,12 +431,18 @@ mod tests {
                 Some(5),
                 vec![refusal, "10.42.9.0/24 5 10.42.9.1 10.42.3.1", "10.42.9.0/32 7 192.168.1.9 10.42.3.0"],
             ),
+            (
+                vec![Peer { tunnel: Some(tunnel), ..peer(Some(Way::Wireguard), None) }],
+                Some(5),
+                vec![refusal, "10.42.9.0/24 6 - 10.42.3.1", "10.42.9.0/32 6 - 10.42.3.0"],
+            ),
             // No device, no route: the refusal answers.
             (vec![peer(Some(Way::Vxlan { to }), None)], None, vec![refusal]),
         ];
         for (peers, vxlan, expected) in cases {
-            let wanted = Wanted { vxlan: None, mtu: 1450, peers };
-            assert_eq!(shown(&routes(&layout(), &wanted, vxlan)), expected, "{wanted:?}");
+            let wanted = Wanted { mtu: 1450, peers, ..Wanted::default() };
+            let devices = Devices { vxlan, wireguard: Some(6) };
+            assert_eq!(shown(&routes(&layout(), &wanted, devices)), expected, "{wanted:?}");
         }
     }
 

@@ -51,6 +51,11 @@ impl Layout {
         self.netns_directory.join(uid)
     }
 
+    /// The private key of the node's WireGuard device.
+    pub fn wireguard_key_file(&self) -> PathBuf {
+        self.addresses_file.with_file_name("wireguard.key")
+    }
+
     /// Sysctls below `/proc/sys/net` of the node, and whether the network works without each.
     pub fn sysctls(&self) -> Vec<(String, &'static str, bool)> {
         let bridge = &self.bridge;
@@ -76,6 +81,11 @@ pub const POD_SYSCTLS: [(&str, &str); 2] =
 pub fn host_link(uid: &str) -> String {
     let digest = Sha256::digest(uid.as_bytes());
     digest.iter().take(6).fold("ve".to_owned(), |name, byte| format!("{name}{byte:02x}"))
+}
+
+/// Whether a link has such a name.
+pub fn is_host_link(name: &str) -> bool {
+    name.len() == 14 && name.strip_prefix("ve").is_some_and(|rest| rest.bytes().all(|byte| byte.is_ascii_hexdigit()))
 }
 
 /// The same address always has the same MAC, so ARP caches stay right.
@@ -137,6 +147,7 @@ mod tests {
     fn links_are_named_after_the_uid_and_read_back() {
         let name = host_link("0b6dbd2e-6d0a-4c1c-9b44-3f8d2b0a1c11");
         assert!(name.len() <= 15 && name != host_link("another"));
+        assert!(is_host_link(&name) && !is_host_link("eth0") && !is_host_link("vetha1b2c3d4e5"));
         let ip = Ipv4Addr::new(10, 42, 3, 9);
         assert_eq!(parse_alias(&alias("uid-1", ip)), Some(("uid-1".to_owned(), ip)));
         assert_eq!(parse_alias("somebody else's"), None);

@@ -3,15 +3,20 @@
 
 use super::firewall;
 use super::nftables::expression::{
-    Expression, R0, destination_is, destination_not_in, equal, leaves_not_by, load_destination_port, load_protocol,
-    load_source, load_source_port, source_in,
+    Expression, R0, Verdict, clamp_segment_size, destination_in, destination_is, destination_not_in, equal,
+    is_ipv4_frame, leaves_not_by, link_name, load_destination_port, load_input_link, load_protocol, load_source,
+    load_source_port, source_in,
 };
-use super::nftables::{Batch, BatchError, Events, Hook, OWNED_AND_PERSISTENT, Socket};
+use super::nftables::{
+    Batch, BatchError, Element, Events, Family, Hook, OWNED_AND_PERSISTENT, SetType, Socket, Value, ValueType, kind,
+};
 use super::plan::Layout;
 use std::io;
+use std::net::Ipv4Addr;
 use std::sync::{Mutex, MutexGuard};
 
 const PRIORITY_RAW: i32 = -300;
+const PRIORITY_MANGLE: i32 = -150;
 pub const PRIORITY_DESTINATION_NAT: i32 = -100;
 pub const PRIORITY_FILTER: i32 = 0;
 pub const PRIORITY_SOURCE_NAT: i32 = 100;
@@ -32,18 +37,22 @@ impl Tables {
 
     /// Replaces a table with what `fill` adds, in one transaction: packets meet the old rules or the new.
     pub fn replace(&self, table: &str, fill: impl FnOnce(&mut Batch)) -> Result<(), BatchError> {
+        self.replace_of(Family::Ipv4, table, fill)
+    }
+
+    pub fn replace_of(&self, family: Family, table: &str, fill: impl FnOnce(&mut Batch)) -> Result<(), BatchError> {
         let socket = self.socket();
-        let flags = self.adopt(&socket, table)?;
-        let mut batch = Batch::default();
+        let flags = self.adopt(&socket, family, table)?;
+        let mut batch = Batch::of(family);
         batch.delete_table(table).table(table, flags);
         fill(&mut batch);
         socket.commit(batch)
     }
 
     /// Makes the table ours, whoever left it, and says which flags it has.
-    fn adopt(&self, socket: &Socket, table: &str) -> Result<u32, BatchError> {
+    fn adopt(&self, socket: &Socket, family: Family, table: &str) -> Result<u32, BatchError> {
         let with = |flags| {
-            let mut batch = Batch::default();
+            let mut batch = Batch::of(family);
             batch.table(table, flags);
             batch
         };
@@ -54,7 +63,7 @@ impl Tables {
                 Err(error) if error.code() == libc::EPERM => return Err(error),
                 // An older kernel, or a plain table of a former process: try without the old one.
                 Err(_) => {
-                    let mut batch = Batch::default();
+                    let mut batch = Batch::of(family);
                     batch.table(table, 0).delete_table(table).table(table, OWNED_AND_PERSISTENT);
                     if socket.commit(batch).is_ok() {
                         return Ok(OWNED_AND_PERSISTENT);
@@ -71,12 +80,16 @@ impl Tables {
 
     /// Already gone is success.
     pub fn delete(&self, table: &str) -> Result<(), BatchError> {
+        self.delete_of(Family::Ipv4, table)
+    }
+
+    pub fn delete_of(&self, family: Family, table: &str) -> Result<(), BatchError> {
         let socket = self.socket();
-        if !socket.has_table(table)? {
+        if !socket.has_table_of(family, table)? {
             return Ok(());
         }
-        self.adopt(&socket, table)?;
-        let mut batch = Batch::default();
+        self.adopt(&socket, family, table)?;
+        let mut batch = Batch::of(family);
         batch.delete_table(table);
         socket.commit(batch)
     }
@@ -122,6 +135,11 @@ pub fn node_rules(batch: &mut Batch, table: &str, layout: &Layout) {
     let leaves = leaves_not_by(&layout.bridge);
     let outside = destination_not_in(layout.cluster);
     batch.rule(table, "postrouting", &[&source_in(layout.pods), &outside, &leaves, &[Expression::Masquerade]]);
+    // Ways to other nodes carry less than a pod's link may believe.
+    batch.base_chain(table, "segment-size", "filter", Hook::Forward, PRIORITY_MANGLE);
+    for pods in [source_in(layout.cluster), destination_in(layout.cluster)] {
+        batch.rule(table, "segment-size", &[&pods, &clamp_segment_size()]);
+    }
     // Two queries from one port (A and AAAA) race for a conntrack entry, and one is lost for five seconds.
     let queries = [&destination_is(layout.dns)[..], &[load_destination_port(R0), equal(R0, &DNS_PORT.to_be_bytes())]];
     let from_dns = [load_source(R0), equal(R0, &layout.dns.octets())];
@@ -135,4 +153,39 @@ pub fn node_rules(batch: &mut Batch, table: &str, layout: &Layout) {
             }
         }
     }
+}
+
+/// Ports of the bridge that belong to pods, and which address each pod may send from.
+const PORTS: &str = "ports";
+const SOURCES: &str = "sources";
+const PRIORITY_BRIDGE_RAW: i32 = -300;
+
+/// Frames of a pod that claim another address than its own are dropped at its port.
+pub fn source_rules(batch: &mut Batch, table: &str, pods: &[(String, Ipv4Addr)]) {
+    batch.base_chain(table, "prerouting", "filter", Hook::Prerouting, PRIORITY_BRIDGE_RAW);
+    batch.set(table, &SetType { name: PORTS, key: vec![kind::LINK], value: ValueType::None });
+    batch.set(table, &SetType { name: SOURCES, key: vec![kind::LINK, kind::ADDRESS], value: ValueType::None });
+    allow_sources(batch, table, pods);
+    let of_pod = [load_input_link(R0), Expression::InSet { set: PORTS, from: R0 }];
+    let foreign = [load_input_link(R0), load_source(R0 + 4), Expression::NotInSet { set: SOURCES, from: R0 }];
+    batch.rule(table, "prerouting", &[&is_ipv4_frame(), &of_pod, &foreign, &[Expression::Verdict(Verdict::Drop)]]);
+}
+
+/// Pods by the node's end of their link.
+pub fn allow_sources(batch: &mut Batch, table: &str, pods: &[(String, Ipv4Addr)]) {
+    for (set, elements) in source_elements(pods) {
+        batch.add_elements(table, set, &elements);
+    }
+}
+
+pub fn forget_sources(batch: &mut Batch, table: &str, pods: &[(String, Ipv4Addr)]) {
+    for (set, elements) in source_elements(pods) {
+        batch.delete_elements(table, set, &elements);
+    }
+}
+
+fn source_elements(pods: &[(String, Ipv4Addr)]) -> [(&'static str, Vec<Element>); 2] {
+    let ports = pods.iter().map(|(link, _)| (link_name(link), Value::None));
+    let sources = pods.iter().map(|(link, ip)| ([link_name(link), ip.octets().to_vec()].concat(), Value::None));
+    [(PORTS, ports.collect()), (SOURCES, sources.collect())]
 }

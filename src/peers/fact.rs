@@ -2,7 +2,18 @@
 
 use crate::api::view::node::Node;
 use crate::network::ipam::Cidr;
+use crate::network::wireguard::Key;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::{Value, json};
 use std::net::Ipv4Addr;
+
+/// The public key of a node's WireGuard device, as `wg` writes it.
+const KEY_ANNOTATION: &str = "edgelet.io/wireguard-public-key";
+/// `wireguard`: the node's administrator wants nothing of its pods in the clear.
+const MODE_ANNOTATION: &str = "edgelet.io/pod-network";
+/// Where the node is reached from outside its own network.
+const EXTERNAL_ANNOTATION: &str = "edgelet.io/external-ip";
 
 /// A node as its peers see it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,6 +24,34 @@ pub struct Peer {
     pub address: Option<Ipv4Addr>,
     /// Whether it is known to run: when it comes back, ways are tried anew.
     pub is_ready: bool,
+    pub notice: Notice,
+}
+
+/// What a node tells its peers in annotations.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Notice {
+    pub key: Option<Key>,
+    pub wants_wireguard: bool,
+    pub external: Option<Ipv4Addr>,
+}
+
+impl Notice {
+    pub fn read(node: &Node) -> Self {
+        let text = |name: &str| node.metadata.annotations.get(name);
+        let key = text(KEY_ANNOTATION).and_then(|key| STANDARD.decode(key).ok()?.try_into().ok());
+        let wants_wireguard = text(MODE_ANNOTATION).is_some_and(|mode| mode == "wireguard");
+        Self { key, wants_wireguard, external: text(EXTERNAL_ANNOTATION).and_then(|ip| ip.parse().ok()) }
+    }
+
+    /// A merge patch of the Node.
+    pub fn patch(&self) -> Value {
+        let annotations = json!({
+            KEY_ANNOTATION: self.key.map(|key| STANDARD.encode(key)),
+            MODE_ANNOTATION: self.wants_wireguard.then_some("wireguard"),
+            EXTERNAL_ANNOTATION: self.external,
+        });
+        json!({"metadata": {"annotations": annotations}})
+    }
 }
 
 /// `None` for a Node that has no pod network yet, or another address family.
@@ -23,6 +62,7 @@ pub fn peer(node: &Node) -> Option<Peer> {
         pods,
         address: address(node),
         is_ready: node.condition("Ready").is_some_and(|condition| condition.status == "True"),
+        notice: Notice::read(node),
     })
 }
 
@@ -59,8 +99,23 @@ mod tests {
                 pods: pods.parse().unwrap(),
                 address: address.map(|ip| ip.parse().unwrap()),
                 is_ready,
+                notice: Notice::default(),
             });
             assert_eq!(peer(&node), expected);
         }
+    }
+
+    #[test]
+    fn what_a_node_tells_is_read_by_its_peers() {
+        let external = Some(Ipv4Addr::new(203, 0, 113, 9));
+        for notice in [Notice::default(), Notice { key: Some([7; 32]), wants_wireguard: true, external }] {
+            let mut node = notice.patch();
+            let annotations = node["metadata"]["annotations"].as_object_mut().unwrap();
+            annotations.retain(|_, value| !value.is_null());
+            assert_eq!(Notice::read(&serde_json::from_value(node).unwrap()), notice);
+        }
+        let broken: Node =
+            serde_json::from_value(json!({"metadata": {"annotations": {KEY_ANNOTATION: "short"}}})).unwrap();
+        assert_eq!(Notice::read(&broken), Notice::default());
     }
 }

@@ -1,8 +1,8 @@
 //! All peers: what is known of each, what is asked, which way was chosen. No kernel, no clock.
 
-use super::fact::{self, Peer};
+use super::fact::{self, Notice, Peer};
 use super::paths::{Line, Paths};
-use super::plan::{Choice, Known, Mode, State, choose, clashes, mtu, on_link};
+use super::plan::{Abilities, Choice, Known, Mode, State, choose, clashes, mtu, needs_wireguard, on_link, tunnel};
 use super::trial::{Nonce, Trial, Verdict};
 use crate::api::view::node::Node;
 use crate::network::ipam::Cidr;
@@ -14,7 +14,7 @@ use tokio::time::Instant;
 struct Member {
     peer: Peer,
     reach: Reach,
-    /// Packets with pods' addresses; asked while the peer is on the link.
+    /// Packets with pods' addresses; asked while the peer is on the link, or there is a tunnel to it.
     plain: Trial,
     /// Packets between the nodes' addresses.
     address: Trial,
@@ -65,6 +65,8 @@ pub struct Fleet {
     mode: Mode,
     /// What this node's own Node object says.
     address: Option<Ipv4Addr>,
+    /// What its annotations say.
+    pub notice: Notice,
     /// Whether that is an address of this machine still.
     has_address: bool,
     members: BTreeMap<String, Member>,
@@ -72,7 +74,20 @@ pub struct Fleet {
 
 impl Fleet {
     pub fn new(name: &str, pods: Cidr, mode: Mode) -> Self {
-        Self { name: name.to_owned(), pods, mode, address: None, has_address: false, members: BTreeMap::new() }
+        Self {
+            name: name.to_owned(),
+            pods,
+            mode,
+            address: None,
+            notice: Notice::default(),
+            has_address: false,
+            members: BTreeMap::new(),
+        }
+    }
+
+    /// Its own Node object was seen.
+    pub fn knows_itself(&self) -> bool {
+        self.address.is_some()
     }
 
     pub fn is_alone(&self) -> bool {
@@ -84,6 +99,7 @@ impl Fleet {
         let facts = node.and_then(fact::peer);
         if name == self.name {
             let address = node.and_then(fact::address);
+            self.notice = node.map(Notice::read).unwrap_or_default();
             return std::mem::replace(&mut self.address, address) != address;
         }
         let Some(peer) = facts else { return self.members.remove(name).is_some() };
@@ -100,8 +116,9 @@ impl Fleet {
                 if moved {
                     *member = Member::new(peer, now);
                 } else {
+                    let has_tunnel = member.peer.notice != peer.notice;
                     member.peer = peer;
-                    if is_back {
+                    if is_back || has_tunnel {
                         member.ask_again(now);
                     }
                 }
@@ -128,8 +145,13 @@ impl Fleet {
         }
     }
 
+    /// Tries every way anew.
+    pub fn ask_again(&mut self, now: Instant) {
+        self.members.values_mut().for_each(|member| member.ask_again(now));
+    }
+
     /// Chooses a way to every peer.
-    pub fn decide(&mut self, has_vxlan: bool) {
+    pub fn decide(&mut self, can: Abilities) {
         let mut before: Vec<Cidr> = Vec::new();
         for (name, member) in &mut self.members {
             let choice = if clashes(self.pods, member.peer.pods, before.iter().copied()) {
@@ -137,7 +159,7 @@ impl Fleet {
                 Choice { way: None, state: State::Unreachable, reason }
             } else {
                 before.push(member.peer.pods);
-                choose(self.mode, has_vxlan, &member.peer, &member.known())
+                choose(self.mode, can, &member.peer, &member.known())
             };
             let way = |choice: &Choice| choice.way.as_ref().map(name_of);
             if member.choice.as_ref().is_none_or(|old| way(old) != way(&choice)) {
@@ -149,20 +171,28 @@ impl Fleet {
     }
 
     /// What the kernel is to have.
-    pub fn wanted(&self, vxlan_port: u16, has_vxlan: bool, mtu_limit: u32) -> Wanted {
-        let peers: Vec<peers::Peer> = self.members.values().filter_map(|member| self.wanted_of(member)).collect();
-        let needs_vxlan = has_vxlan && self.mode != Mode::Route && !self.is_alone();
+    pub fn wanted(&self, vxlan_port: u16, wireguard_port: Option<u16>, has_vxlan: bool) -> Wanted {
+        let wanted_of = |member| self.wanted_of(member, wireguard_port);
+        let peers: Vec<peers::Peer> = self.members.values().filter_map(wanted_of).collect();
+        let needs_vxlan = has_vxlan && matches!(self.mode, Mode::Auto | Mode::Vxlan) && !self.is_alone();
         let vxlan = self.own_address().filter(|_| needs_vxlan).map(|local| (local, vxlan_port));
         let mtus =
-            self.members.values().filter_map(|member| Some(mtu(member.choice.as_ref()?.way.as_ref()?, member.hop()?)));
-        Wanted { vxlan, mtu: mtus.min().unwrap_or(mtu_limit).min(mtu_limit), peers }
+            self.members.values().filter_map(|member| Some(mtu(member.choice.as_ref()?.way.as_ref()?, member.hop())));
+        let mtu = mtus.min().unwrap_or(peers::POD_MTU_LIMIT).min(peers::POD_MTU_LIMIT);
+        Wanted { vxlan, wireguard: wireguard_port, mtu, peers }
     }
 
-    fn wanted_of(&self, member: &Member) -> Option<peers::Peer> {
+    /// Whether some peer needs a WireGuard device here.
+    pub fn needs_wireguard(&self) -> bool {
+        self.members.values().any(|member| needs_wireguard(self.mode, &member.peer, &member.known()))
+    }
+
+    fn wanted_of(&self, member: &Member, wireguard_port: Option<u16>) -> Option<peers::Peer> {
         let clashes = member.peer.pods.overlaps(self.pods);
         let way = member.choice.as_ref().and_then(|choice| choice.way.clone());
         let on_link = on_link(self.mode, &member.peer, &member.reach);
-        (!clashes).then_some(peers::Peer { pods: member.peer.pods, way, on_link })
+        let tunnel = wireguard_port.and_then(|port| tunnel(&member.peer, &member.known(), port));
+        (!clashes).then_some(peers::Peer { pods: member.peer.pods, way, on_link, tunnel })
     }
 
     /// This node's address as its peers know it; if the machine has lost that, what the kernel uses towards them.
@@ -173,9 +203,9 @@ impl Fleet {
 
     /// When the next question is due.
     pub fn due(&self) -> Option<Instant> {
-        let dues = self.members.values().filter(|member| member.hop().is_some()).flat_map(|member| {
-            let plain = on_link(self.mode, &member.peer, &member.reach).map(|_| member.plain.due);
-            [plain, Some(member.address.due)]
+        let dues = self.members.values().flat_map(|member| {
+            let plain = asks_plain(self.mode, member).then_some(member.plain.due);
+            [plain, member.hop().map(|_| member.address.due)]
         });
         dues.flatten().min()
     }
@@ -183,10 +213,11 @@ impl Fleet {
     /// Questions to send now: to which address, of the node with which pods.
     pub fn questions(&mut self, now: Instant, nonce: impl Fn() -> Option<Nonce>) -> Vec<(Ipv4Addr, Cidr, Nonce)> {
         let mut questions = Vec::new();
-        for member in self.members.values_mut().filter(|member| member.hop().is_some()) {
-            let on_link = on_link(self.mode, &member.peer, &member.reach).is_some();
-            let plain = on_link.then(|| (probe_address(member.peer.pods), &mut member.plain));
-            let address = member.peer.address.map(|ip| (ip, &mut member.address));
+        for member in self.members.values_mut() {
+            let plain = asks_plain(self.mode, member);
+            let address = member.hop().and(member.peer.address);
+            let plain = plain.then(|| (probe_address(member.peer.pods), &mut member.plain));
+            let address = address.map(|ip| (ip, &mut member.address));
             for (to, trial) in [plain, address].into_iter().flatten().filter(|(_, trial)| trial.due <= now) {
                 let Some(nonce) = nonce() else { continue };
                 if trial.turn(nonce, now) {
@@ -225,17 +256,21 @@ impl Fleet {
             address: self.own_address().or(self.address),
             pod_cidr: self.pods.to_string(),
             pod_network: self.mode.to_string(),
-            mtu: self.wanted(0, false, peers::POD_MTU_LIMIT).mtu,
+            mtu: self.wanted(0, None, false).mtu,
             peers: self.members.iter().map(|(name, member)| line(name, member)).collect(),
         }
     }
+}
+
+fn asks_plain(mode: Mode, member: &Member) -> bool {
+    on_link(mode, &member.peer, &member.reach).is_some() || member.peer.notice.key.is_some()
 }
 
 fn line(name: &str, member: &Member) -> Line {
     let choice = member.choice.as_ref();
     let way = choice.and_then(|choice| choice.way.as_ref());
     let trial = match way {
-        Some(Way::Route { .. }) => Some(&member.plain),
+        Some(Way::Route { .. } | Way::Wireguard) => Some(&member.plain),
         Some(Way::Vxlan { .. }) => Some(&member.address),
         None => None,
     };
@@ -252,7 +287,7 @@ fn line(name: &str, member: &Member) -> Line {
         link: hop.map(|hop| hop.link_name.clone()).unwrap_or_default(),
         state: choice.map_or("trying", |choice| state_name(choice.state)).to_owned(),
         round_trip_us,
-        mtu: way.and_then(|way| Some(mtu(way, hop?))),
+        mtu: way.map(|way| mtu(way, hop)),
         reason: choice.map(|choice| choice.reason.clone()).unwrap_or_default(),
     }
 }
@@ -261,6 +296,7 @@ fn name_of(way: &Way) -> &'static str {
     match way {
         Way::Route { .. } => "route",
         Way::Vxlan { .. } => "vxlan",
+        Way::Wireguard => "wireguard",
     }
 }
 

@@ -10,21 +10,26 @@ mod trial;
 
 use crate::api::view::node::Node;
 use crate::client::informer::Change;
-use crate::client::{Informers, NODES};
-use crate::network::peers::POD_MTU_LIMIT;
+use crate::client::{Client, Informers, NODES, PatchType};
+use crate::network::wireguard::Key;
 use crate::network::{Network, Result};
 use crate::supervise::Shutdown;
+use fact::Notice;
 use fleet::Fleet;
+use futures_util::FutureExt;
+use plan::Abilities;
 pub use plan::Mode;
 use probe::{Packet, Prober};
 use ring::rand::{SecureRandom, SystemRandom};
-use std::net::SocketAddrV4;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::PathBuf;
 use std::time::Duration;
 use tokio::time::Instant;
 
 /// UDP port of VXLAN, as flannel has it.
 pub const VXLAN_PORT: u16 = 8472;
+/// UDP port of WireGuard.
+pub const WIREGUARD_PORT: u16 = 51820;
 /// UDP port of the probes between nodes.
 pub const PROBE_PORT: u16 = 8473;
 /// What others change comes in bursts: one look per burst.
@@ -41,19 +46,30 @@ pub struct PeersConfig {
     pub mode: Mode,
     pub vxlan_port: u16,
     pub probe_port: u16,
+    pub wireguard_port: u16,
+    /// Where this node is reached from outside its network, if somebody said so.
+    pub external_ip: Option<Ipv4Addr>,
     /// Where the ways are written for people to read.
     pub run_directory: PathBuf,
 }
 
 impl PeersConfig {
     pub fn new(node_name: &str, network: Network, run_directory: PathBuf) -> Self {
-        let (vxlan_port, probe_port) = (VXLAN_PORT, PROBE_PORT);
-        Self { node_name: node_name.to_owned(), network, mode: Mode::Auto, vxlan_port, probe_port, run_directory }
+        Self {
+            node_name: node_name.to_owned(),
+            network,
+            mode: Mode::Auto,
+            vxlan_port: VXLAN_PORT,
+            probe_port: PROBE_PORT,
+            wireguard_port: WIREGUARD_PORT,
+            external_ip: None,
+            run_directory,
+        }
     }
 }
 
 /// Keeps the ways right until shutdown. Routes and devices stay behind: pods reach each other meanwhile.
-pub async fn run(config: PeersConfig, informers: Informers, shutdown: Shutdown) {
+pub async fn run(config: PeersConfig, client: Client, informers: Informers, shutdown: Shutdown) {
     let nodes = informers.all(NODES);
     let mut events = match config.network.events() {
         Ok(events) => events,
@@ -68,7 +84,7 @@ pub async fn run(config: PeersConfig, informers: Informers, shutdown: Shutdown) 
         () = shutdown.requested() => return,
     }
     let mut changes = nodes.subscribe();
-    let mut peers = Peers::new(config);
+    let mut peers = Peers::new(config, client);
     loop {
         while let Some(change) = changes.try_next() {
             peers.take(&change);
@@ -76,8 +92,13 @@ pub async fn run(config: PeersConfig, informers: Informers, shutdown: Shutdown) 
         peers.sync().await;
         tokio::select! {
             change = changes.next() => peers.take(&change),
-            () = events.next() => {
+            went_down = events.next() => {
                 tokio::time::sleep(SETTLE).await;
+                let more = std::iter::from_fn(|| events.next().now_or_never());
+                // It may be up again, and lead elsewhere: looks alone would not tell.
+                if more.fold(went_down, |any, went_down| any | went_down) {
+                    peers.fleet.ask_again(crate::clock::monotonic());
+                }
                 peers.look = true;
             }
             (from, packet) = receive(peers.prober.as_ref()) => peers.hear(from, packet),
@@ -96,6 +117,7 @@ async fn receive(prober: Option<&Prober>) -> (SocketAddrV4, Packet) {
 
 struct Peers {
     config: PeersConfig,
+    client: Client,
     fleet: Fleet,
     /// Open while there are peers.
     prober: Option<Prober>,
@@ -104,24 +126,28 @@ struct Peers {
     look: bool,
     /// What is programmed; `None` = unknown.
     programmed: Option<crate::network::peers::Wanted>,
-    /// This kernel has VXLAN, as far as is known.
-    has_vxlan: bool,
+    /// What this kernel has, as far as is known.
+    can: Abilities,
+    /// The public key of this node's WireGuard device, once there is one.
+    key: Option<Key>,
     shown: Option<paths::Paths>,
     retry: Duration,
     retry_at: Option<Instant>,
 }
 
 impl Peers {
-    fn new(config: PeersConfig) -> Self {
+    fn new(config: PeersConfig, client: Client) -> Self {
         let fleet = Fleet::new(&config.node_name, config.network.layout().pods, config.mode);
         Self {
             config,
+            client,
             fleet,
             prober: None,
             random: SystemRandom::new(),
             look: true,
             programmed: None,
-            has_vxlan: true,
+            can: Abilities { vxlan: true, wireguard: true },
+            key: None,
             shown: None,
             retry: RETRY_MIN,
             retry_at: None,
@@ -136,7 +162,11 @@ impl Peers {
 
     /// Looks at the kernel if that is due, and brings it to what is wanted now.
     async fn sync(&mut self) {
-        if let Err(error) = self.try_sync().await {
+        let synced = match self.try_sync().await {
+            Ok(()) => self.publish().await,
+            failed => failed.map_err(|error| error.to_string()),
+        };
+        if let Err(error) = synced {
             if self.retry == RETRY_MIN {
                 tracing::warn!(%error, "cannot program the ways to other nodes; retrying");
             }
@@ -144,6 +174,37 @@ impl Peers {
             self.retry = (self.retry * 2).min(RETRY_MAX);
         }
         self.show();
+    }
+
+    /// Tells the peers what they must know of this node.
+    async fn publish(&mut self) -> std::result::Result<(), String> {
+        let wants_wireguard = self.config.mode == Mode::Wireguard;
+        let notice = Notice { key: self.key, wants_wireguard, external: self.config.external_ip };
+        if self.fleet.notice == notice || !self.fleet.knows_itself() {
+            return Ok(());
+        }
+        let name = &self.config.node_name;
+        let patched = self.client.patch(NODES, "", name, "", PatchType::Merge, notice.patch()).await;
+        patched.map_err(|error| error.to_string())?;
+        // The watch will say so too.
+        self.fleet.notice = notice;
+        Ok(())
+    }
+
+    /// The node's key, once a peer needs one; where the kernel has no WireGuard that is an ability less.
+    async fn make_key(&mut self) -> Result<()> {
+        if self.key.is_some() || !self.can.wireguard || !self.fleet.needs_wireguard() {
+            return Ok(());
+        }
+        match self.config.network.wireguard_key(self.config.wireguard_port).await {
+            Ok(key) => self.key = Some(key),
+            Err(error) if error.is_unsupported() => {
+                tracing::warn!(%error, "this kernel has no wireguard");
+                self.can.wireguard = false;
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(())
     }
 
     async fn try_sync(&mut self) -> Result<()> {
@@ -154,15 +215,17 @@ impl Peers {
             let reaches = self.config.network.reach(self.fleet.addresses()).await?;
             self.fleet.see(&reaches, crate::clock::monotonic());
         }
-        self.fleet.decide(self.has_vxlan);
-        let wanted = self.fleet.wanted(self.config.vxlan_port, self.has_vxlan, POD_MTU_LIMIT);
+        self.make_key().await?;
+        self.fleet.decide(self.can);
+        let wireguard = self.key.map(|_| self.config.wireguard_port);
+        let wanted = self.fleet.wanted(self.config.vxlan_port, wireguard, self.can.vxlan);
         if self.programmed.as_ref() == Some(&wanted) {
             return Ok(());
         }
         if let Err(error) = self.config.network.connect_peers(&wanted).await {
-            if error.is_unsupported() && self.has_vxlan {
+            if error.is_unsupported() && self.can.vxlan {
                 tracing::warn!(%error, "this kernel has no vxlan: nodes behind a router are out of reach");
-                self.has_vxlan = false;
+                self.can.vxlan = false;
                 self.look = true;
             }
             return Err(error);
@@ -213,7 +276,8 @@ impl Peers {
                 // Somebody with this address may look for another node.
                 if pods == self.config.network.layout().pods.base() {
                     if let Some(prober) = &self.prober {
-                        prober.answer(from, nonce, self.has_vxlan && self.config.mode != Mode::Route);
+                        let takes_vxlan = self.can.vxlan && matches!(self.config.mode, Mode::Auto | Mode::Vxlan);
+                        prober.answer(from, nonce, takes_vxlan);
                     }
                     self.fleet.asked_by(*from.ip(), now);
                 }

@@ -3,8 +3,9 @@
 use super::fact::Peer;
 use super::trial::Verdict;
 use crate::network::ipam::Cidr;
-use crate::network::peers::{Hop, Reach, VXLAN_OVERHEAD_BYTES, Way};
-use std::net::Ipv4Addr;
+use crate::network::peers::{Hop, POD_MTU_LIMIT, Reach, VXLAN_OVERHEAD_BYTES, WIREGUARD_OVERHEAD_BYTES, Way};
+use crate::network::wireguard::Tunnel;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::str::FromStr;
 
 /// What an administrator asked for: `pod-network` of the configuration.
@@ -17,6 +18,8 @@ pub enum Mode {
     Route,
     /// VXLAN to every peer.
     Vxlan,
+    /// Nothing of a pod leaves the node in the clear.
+    Wireguard,
 }
 
 impl FromStr for Mode {
@@ -27,7 +30,8 @@ impl FromStr for Mode {
             "auto" => Ok(Self::Auto),
             "route" => Ok(Self::Route),
             "vxlan" => Ok(Self::Vxlan),
-            _ => Err(format!("{text:?} is none of auto, route, vxlan")),
+            "wireguard" => Ok(Self::Wireguard),
+            _ => Err(format!("{text:?} is none of auto, route, vxlan, wireguard")),
         }
     }
 }
@@ -38,15 +42,26 @@ impl std::fmt::Display for Mode {
             Self::Auto => "auto",
             Self::Route => "route",
             Self::Vxlan => "vxlan",
+            Self::Wireguard => "wireguard",
         })
     }
+}
+
+/// Seconds between packets that keep a NAT's memory of a tunnel alive.
+const KEEPALIVE_S: u16 = 25;
+
+/// What this node's kernel can.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Abilities {
+    pub vxlan: bool,
+    pub wireguard: bool,
 }
 
 /// What is known of a peer's surroundings.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Known {
     pub reach: Reach,
-    /// Packets with pods' addresses, on the link.
+    /// Packets with pods' addresses: on the link where the peer is there, else through the tunnel.
     pub plain: Verdict,
     /// Packets between the nodes' own addresses.
     pub address: Verdict,
@@ -81,15 +96,39 @@ fn none(reason: impl Into<String>) -> Choice {
     Choice { way: None, state: State::Unreachable, reason: reason.into() }
 }
 
-pub fn choose(mode: Mode, has_vxlan: bool, peer: &Peer, known: &Known) -> Choice {
+pub fn choose(mode: Mode, can: Abilities, peer: &Peer, known: &Known) -> Choice {
     let Some(address) = peer.address else { return none("the node has no IPv4 address yet") };
-    let hop = match &known.reach {
-        Reach::Own => return none(format!("its address {address} is this node's own")),
-        Reach::Nowhere => return none(format!("no route leads to {address}")),
-        Reach::By(hop) => hop,
-    };
     let mut options = Vec::new();
     let mut reasons = Vec::new();
+    let sealed = is_sealed(mode, peer);
+    match &known.reach {
+        Reach::Own => return none(format!("its address {address} is this node's own")),
+        Reach::Nowhere => reasons.push(format!("no route leads to {address}")),
+        Reach::By(_) if sealed => reasons.push("pod-network is wireguard".to_owned()),
+        Reach::By(hop) => in_the_clear(mode, can, address, hop, known, &mut options, &mut reasons),
+    }
+    if matches!(mode, Mode::Auto | Mode::Wireguard) {
+        let verdict = if on_link(mode, peer, &known.reach).is_some() { known.address } else { known.plain };
+        match (can.wireguard, peer.notice.key) {
+            (true, Some(_)) => options.push((Way::Wireguard, verdict)),
+            (true, None) if sealed => reasons.push("the node has published no key yet".to_owned()),
+            (false, _) if sealed => reasons.push("this kernel has no wireguard".to_owned()),
+            _ => {}
+        }
+    }
+    let trusted = known.proven || mode != Mode::Auto || sealed;
+    pick(options, reasons, trusted)
+}
+
+fn in_the_clear(
+    mode: Mode,
+    can: Abilities,
+    address: Ipv4Addr,
+    hop: &Hop,
+    known: &Known,
+    options: &mut Vec<(Way, Verdict)>,
+    reasons: &mut Vec<String>,
+) {
     if mode == Mode::Vxlan {
         reasons.push("pod-network is vxlan".to_owned());
     } else if let Some(gateway) = hop.gateway {
@@ -97,16 +136,36 @@ pub fn choose(mode: Mode, has_vxlan: bool, peer: &Peer, known: &Known) -> Choice
     } else {
         options.push((Way::Route { to: address, link: hop.link }, known.plain));
     }
-    if mode != Mode::Route {
-        match is_private(address) || mode == Mode::Vxlan {
-            false => reasons.push(format!("{address} is a public address, and VXLAN hides nothing")),
-            true if !has_vxlan => reasons.push("this kernel has no vxlan".to_owned()),
-            true if !known.takes_vxlan => reasons.push("the node's kernel has no vxlan".to_owned()),
-            true => options.push((Way::Vxlan { to: address }, known.address)),
-        }
+    if mode == Mode::Route {
+        return;
     }
-    let trusted = known.proven || mode != Mode::Auto;
-    pick(options, reasons, trusted)
+    match is_private(address) || mode == Mode::Vxlan {
+        false => reasons.push(format!("{address} is a public address, and VXLAN hides nothing")),
+        true if !can.vxlan => reasons.push("this kernel has no vxlan".to_owned()),
+        true if !known.takes_vxlan => reasons.push("the node's kernel has no vxlan".to_owned()),
+        true => options.push((Way::Vxlan { to: address }, known.address)),
+    }
+}
+
+/// Either end wants nothing in the clear.
+pub fn is_sealed(mode: Mode, peer: &Peer) -> bool {
+    mode == Mode::Wireguard || peer.notice.wants_wireguard
+}
+
+/// Whether this peer needs a WireGuard device here, or may come to need one.
+pub fn needs_wireguard(mode: Mode, peer: &Peer, known: &Known) -> bool {
+    let is_far = peer.address.is_some_and(|ip| !is_private(ip))
+        || (peer.notice.external.is_some() && known.address == Verdict::Lost);
+    is_sealed(mode, peer) || (mode == Mode::Auto && is_far)
+}
+
+/// The peer's end of the tunnel, once it has a key.
+pub fn tunnel(peer: &Peer, known: &Known, port: u16) -> Option<Tunnel> {
+    let key = peer.notice.key?;
+    let external = peer.notice.external.filter(|_| known.address == Verdict::Lost || known.reach == Reach::Nowhere);
+    let is_far = external.is_some() || peer.address.is_some_and(|ip| !is_private(ip));
+    let endpoint = external.or(peer.address).map(|ip| SocketAddrV4::new(ip, port));
+    Some(Tunnel { key, endpoint, keepalive_s: if is_far { KEEPALIVE_S } else { 0 }, pods: peer.pods })
 }
 
 fn pick(options: Vec<(Way, Verdict)>, mut reasons: Vec<String>, trusted: bool) -> Choice {
@@ -130,16 +189,19 @@ fn pick(options: Vec<(Way, Verdict)>, mut reasons: Vec<String>, trusted: bool) -
 /// Where packets with pods' addresses are tried.
 pub fn on_link(mode: Mode, peer: &Peer, reach: &Reach) -> Option<(Ipv4Addr, u32)> {
     match (mode, peer.address, reach) {
+        _ if is_sealed(mode, peer) => None,
         (Mode::Auto | Mode::Route, Some(address), Reach::By(Hop { gateway: None, link, .. })) => Some((address, *link)),
         _ => None,
     }
 }
 
 /// Bytes of a pod's packet that this way carries.
-pub fn mtu(way: &Way, hop: &Hop) -> u32 {
+pub fn mtu(way: &Way, hop: Option<&Hop>) -> u32 {
+    let link = hop.map_or(POD_MTU_LIMIT, |hop| hop.mtu);
     match way {
-        Way::Route { .. } => hop.mtu,
-        Way::Vxlan { .. } => hop.mtu.saturating_sub(VXLAN_OVERHEAD_BYTES),
+        Way::Route { .. } => link,
+        Way::Vxlan { .. } => link.saturating_sub(VXLAN_OVERHEAD_BYTES),
+        Way::Wireguard => link.saturating_sub(WIREGUARD_OVERHEAD_BYTES),
     }
 }
 
@@ -157,6 +219,7 @@ fn is_private(ip: Ipv4Addr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::peers::fact::Notice;
 
     const PASSES: Verdict = Verdict::Passes { round_trip_us: 500 };
 
@@ -166,7 +229,67 @@ mod tests {
     }
 
     fn peer(address: &str) -> Peer {
-        Peer { pods: "10.42.9.0/24".parse().unwrap(), address: address.parse().ok(), is_ready: true }
+        let (pods, notice) = ("10.42.9.0/24".parse().unwrap(), Notice::default());
+        Peer { pods, address: address.parse().ok(), is_ready: true, notice }
+    }
+
+    const CAN: Abilities = Abilities { vxlan: true, wireguard: true };
+
+    fn name(choice: &Choice) -> &'static str {
+        match choice.way {
+            Some(Way::Route { .. }) => "route",
+            Some(Way::Vxlan { .. }) => "vxlan",
+            Some(Way::Wireguard) => "wireguard",
+            None => "none",
+        }
+    }
+
+    #[test]
+    fn wireguard_is_used_when_asked_and_off_the_lan() {
+        use Verdict::{Lost, Unknown};
+        let (lan, public, behind) = ("192.168.1.9", "203.0.113.9", Some("192.168.1.1"));
+        // Mode here, what the peer wants, its address, gateway, probes by pods' and nodes' addresses, ability.
+        let cases = [
+            (Mode::Wireguard, false, lan, None, PASSES, PASSES, true, "wireguard"),
+            (Mode::Auto, true, lan, None, PASSES, PASSES, true, "wireguard"),
+            (Mode::Wireguard, false, lan, None, Unknown, PASSES, false, "none"),
+            (Mode::Auto, false, lan, None, PASSES, PASSES, true, "route"),
+            (Mode::Auto, false, lan, behind, Unknown, PASSES, true, "vxlan"),
+            (Mode::Auto, false, lan, behind, PASSES, Lost, true, "wireguard"),
+            (Mode::Auto, false, public, behind, Unknown, PASSES, true, "wireguard"),
+            (Mode::Auto, false, public, behind, Unknown, PASSES, false, "none"),
+            (Mode::Vxlan, false, lan, behind, Unknown, PASSES, true, "vxlan"),
+        ];
+        for (mode, wants_wireguard, address, gateway, plain, between, wireguard, expected) in cases {
+            let notice = Notice { key: Some([1; 32]), wants_wireguard, external: None };
+            let peer = Peer { notice, ..peer(address) };
+            let known = Known { reach: by(gateway), plain, address: between, takes_vxlan: true, proven: false };
+            let choice = choose(mode, Abilities { wireguard, ..CAN }, &peer, &known);
+            assert_eq!(name(&choice), expected, "{mode} {peer:?} {known:?}: {choice:?}");
+        }
+        let keyless = Peer { notice: Notice { wants_wireguard: true, ..Notice::default() }, ..peer(lan) };
+        let known = Known { reach: by(None), plain: PASSES, address: PASSES, takes_vxlan: true, proven: true };
+        assert_eq!(
+            choose(Mode::Auto, CAN, &keyless, &known).reason,
+            "pod-network is wireguard; the node has published no key yet"
+        );
+    }
+
+    #[test]
+    fn a_tunnel_ends_where_the_peer_is_reached() {
+        let external = Some(Ipv4Addr::new(203, 0, 113, 9));
+        let notice = Notice { key: Some([1; 32]), wants_wireguard: false, external };
+        let peer = Peer { notice, ..peer("192.168.7.9") };
+        let known =
+            |address| Known { reach: by(Some("192.168.1.1")), plain: PASSES, address, takes_vxlan: true, proven: true };
+        let end = |address| {
+            tunnel(&peer, &known(address), 51820)
+                .map(|tunnel| (tunnel.endpoint.unwrap().to_string(), tunnel.keepalive_s))
+        };
+        assert_eq!(end(PASSES), Some(("192.168.7.9:51820".to_owned(), 0)));
+        assert_eq!(end(Verdict::Lost), Some(("203.0.113.9:51820".to_owned(), 25)));
+        assert!(!needs_wireguard(Mode::Auto, &peer, &known(PASSES)));
+        assert!(needs_wireguard(Mode::Auto, &peer, &known(Verdict::Lost)));
     }
 
     #[test]
@@ -194,13 +317,8 @@ mod tests {
         ];
         for (mode, address, reach, plain, between, takes_vxlan, way, state, reason) in cases {
             let known = Known { reach, plain, address: between, takes_vxlan, proven: false };
-            let choice = choose(mode, true, &peer(address), &known);
-            let name = match choice.way {
-                Some(Way::Route { .. }) => "route",
-                Some(Way::Vxlan { .. }) => "vxlan",
-                None => "none",
-            };
-            assert_eq!((name, choice.state), (way, state), "{mode} {address} {known:?}");
+            let choice = choose(mode, CAN, &peer(address), &known);
+            assert_eq!((name(&choice), choice.state), (way, state), "{mode} {address} {known:?}");
             assert!(choice.reason.contains(reason), "{} has no {reason:?}", choice.reason);
         }
     }
@@ -209,7 +327,7 @@ mod tests {
     fn a_peer_that_answered_once_keeps_its_way_while_it_is_silent() {
         let known =
             |proven| Known { reach: by(None), plain: Verdict::Lost, address: Verdict::Lost, takes_vxlan: true, proven };
-        let choose = |proven| choose(Mode::Auto, true, &peer("192.168.1.9"), &known(proven));
+        let choose = |proven| choose(Mode::Auto, CAN, &peer("192.168.1.9"), &known(proven));
         assert_eq!((choose(true).way.is_some(), choose(true).state), (true, State::Silent));
         assert_eq!((choose(false).way, choose(false).state), (None, State::Unreachable));
     }
@@ -218,8 +336,9 @@ mod tests {
     fn what_a_way_carries_is_what_its_link_carries_less_its_headers() {
         let Reach::By(hop) = by(None) else { unreachable!() };
         let to = Ipv4Addr::new(192, 168, 1, 9);
-        assert_eq!(mtu(&Way::Route { to, link: 2 }, &hop), 1500);
-        assert_eq!(mtu(&Way::Vxlan { to }, &hop), 1450);
+        assert_eq!(mtu(&Way::Route { to, link: 2 }, Some(&hop)), 1500);
+        assert_eq!(mtu(&Way::Vxlan { to }, Some(&hop)), 1450);
+        assert_eq!((mtu(&Way::Wireguard, Some(&hop)), mtu(&Way::Wireguard, None)), (1420, 1420));
     }
 
     #[test]

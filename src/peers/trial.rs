@@ -31,11 +31,13 @@ pub struct Trial {
     sent: Vec<(Nonce, Instant)>,
     pub due: Instant,
     retry: Duration,
+    /// The peer gave a sign of life after the last try of this round.
+    is_alive: bool,
 }
 
 impl Trial {
     pub fn new(now: Instant) -> Self {
-        Self { verdict: Verdict::Unknown, tries: 0, sent: Vec::new(), due: now, retry: RETRY_MIN }
+        Self { verdict: Verdict::Unknown, tries: 0, sent: Vec::new(), due: now, retry: RETRY_MIN, is_alive: false }
     }
 
     /// Asks again at once, unless it is being asked. What was known stays until there is an answer.
@@ -50,7 +52,7 @@ impl Trial {
         match self.sent.last() {
             _ if matches!(self.verdict, Verdict::Passes { .. }) => {}
             Some((_, at)) if self.tries < WAITS_MS.len() => self.due = self.due.min((*at + SPACING).max(now)),
-            Some(_) => {}
+            Some(_) => self.is_alive = true,
             None => self.again(now),
         }
     }
@@ -63,9 +65,14 @@ impl Trial {
             self.due = now + Duration::from_millis(*wait_ms);
             return true;
         }
+        self.verdict = Verdict::Lost;
+        if std::mem::take(&mut self.is_alive) {
+            // It was not there yet when it was asked.
+            self.end_round(now);
+            return self.turn(nonce, now);
+        }
         self.end_round(now + self.retry);
         self.retry = (self.retry * 2).min(RETRY_MAX);
-        self.verdict = Verdict::Lost;
         false
     }
 
@@ -74,6 +81,7 @@ impl Trial {
         let Some((_, at)) = self.sent.iter().find(|(sent, _)| *sent == nonce) else { return false };
         let round_trip_us = u32::try_from((now - *at).as_micros()).unwrap_or(u32::MAX);
         self.verdict = Verdict::Passes { round_trip_us };
+        self.is_alive = false;
         self.retry = RETRY_MIN;
         self.end_round(now + LOOK_AGAIN);
         true
@@ -142,7 +150,12 @@ mod tests {
         let last = trial.due;
         trial.hasten(now);
         assert_eq!(trial.due, last, "the last answer is waited for, whoever knocks");
-        assert!(!trial.turn(nonce(5), last) && trial.verdict == Verdict::Lost);
+        assert!(trial.turn(nonce(5), last), "and then it is asked anew");
+        for n in 6..10 {
+            assert!(trial.turn(nonce(n), trial.due));
+        }
+        let last = trial.due;
+        assert!(!trial.turn(nonce(10), last) && trial.verdict == Verdict::Lost);
         trial.hasten(last);
         assert_eq!(trial.due, last, "what was given up is asked at once");
     }

@@ -1,21 +1,25 @@
 //! Services, node ports and host ports as kernel rules. Reads Services, EndpointSlices and the node's pods;
 //! writes map elements. The rules work on while edgelet is away, and never touch the API.
 
+mod health;
 pub mod program;
 pub mod rules;
 mod slots;
 pub mod state;
 
+use crate::api::view::meta::Any;
 use crate::api::view::pod::Pod;
 use crate::api::view::service::{EndpointSlice, Service};
 use crate::client::informer::{Change, Changes, Scope};
-use crate::client::{ENDPOINTSLICES, Informers, Item, PODS, SERVICES};
+use crate::client::{ENDPOINTSLICES, Informer, Informers, Item, NODES, PODS, SERVICES};
 use crate::clock::Clock;
 use crate::network::nftables::Events;
 use crate::network::{Network, conntrack};
 use crate::supervise::Shutdown;
 use crate::telemetry::Trace;
+use health::HealthChecks;
 use program::Programmer;
+use rules::Here;
 use serde::de::DeserializeOwned;
 use state::{Plan, State};
 use std::collections::{BTreeMap, BTreeSet};
@@ -25,6 +29,7 @@ use std::time::Duration;
 
 /// What others change comes in bursts: one look per burst.
 const SETTLE: Duration = Duration::from_millis(100);
+const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 const RETRY_MIN: Duration = Duration::from_millis(250);
 const RETRY_MAX: Duration = Duration::from_secs(30);
 
@@ -73,7 +78,8 @@ pub async fn run(config: ProxyConfig, informers: Informers, clock: Clock, trace:
 }
 
 struct Proxy {
-    node: String,
+    here: Here,
+    health: HealthChecks,
     programmer: Programmer,
     network: Network,
     state: State,
@@ -83,6 +89,9 @@ struct Proxy {
     services: Changes,
     slices: Changes,
     pods: Changes,
+    nodes: Changes,
+    /// Every slice, for when this node's zone changes.
+    all_slices: Informer,
 }
 
 impl Proxy {
@@ -97,7 +106,10 @@ impl Proxy {
             services: informers.get(SERVICES, Scope::default()).subscribe(),
             slices: informers.get(ENDPOINTSLICES, Scope::default()).subscribe(),
             pods: informers.get(PODS, own_pods).subscribe(),
-            node: node_name,
+            nodes: informers.all(NODES).subscribe(),
+            all_slices: informers.get(ENDPOINTSLICES, Scope::default()),
+            here: Here::node(&node_name),
+            health: HealthChecks::default(),
             network,
         })
     }
@@ -106,6 +118,10 @@ impl Proxy {
     fn take_all(&mut self) {
         while let Some(change) = self.services.try_next() {
             self.take_service(&change);
+        }
+        // Before the slices, which are read for the zone this node is in.
+        while let Some(change) = self.nodes.try_next() {
+            self.take_node(&change);
         }
         while let Some(change) = self.slices.try_next() {
             self.take_slice(&change);
@@ -127,7 +143,25 @@ impl Proxy {
             self.state.set_slice(&service, &change.key, None);
         }
         if let Some((service, view)) = new {
-            self.state.set_slice(&service, &change.key, rules::slice(&view, &self.node));
+            self.state.set_slice(&service, &change.key, rules::slice(&view, &self.here));
+        }
+    }
+
+    /// Only which zone this node is in matters.
+    fn take_node(&mut self, change: &Change) {
+        if change.key.trim_start_matches('/') != self.here.node {
+            return;
+        }
+        let zone = decode::<Any>(change.new.as_ref()).and_then(|mut node| node.metadata.labels.remove(ZONE_LABEL));
+        if zone == self.here.zone {
+            return;
+        }
+        self.here.zone = zone;
+        for item in self.all_slices.list() {
+            let Some(view) = decode::<EndpointSlice>(Some(&item)) else { continue };
+            if let Some(service) = service_of(&view) {
+                self.state.set_slice(&service, &view.metadata.key(), rules::slice(&view, &self.here));
+            }
         }
     }
 
@@ -150,6 +184,7 @@ impl Proxy {
             }
             plan.udp.clone()
         };
+        self.health.set(self.state.health());
         mark(&plan, clock, trace);
         forget_flows(udp).await;
         Ok(())
@@ -182,6 +217,7 @@ impl Proxy {
             change = self.services.next() => self.take_service(&change),
             change = self.slices.next() => self.take_slice(&change),
             change = self.pods.next() => self.take_pod(&change),
+            change = self.nodes.next() => self.take_node(&change),
             result = self.network.tables().changed_by_others(&mut self.events) => {
                 if let Err(error) = result {
                     tracing::debug!(%error, "lost sight of nf_tables");

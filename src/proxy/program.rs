@@ -1,9 +1,12 @@
 //! The Services' table: its chains, sets and rules. Their elements are all that changes afterwards.
 
-use super::state::{Elements, FEW, FEW_SLOTS, MANY, MANY_SLOTS, MASQUERADE, NO_ENDPOINTS, Plan, STICKY};
+use super::state::{
+    Elements, FEW, FEW_SLOTS, HUGE, HUGE_SLOTS, MANY, MANY_SLOTS, MASQUERADE, NO_ENDPOINTS, Plan, RESTRICTED, SOURCES,
+    STICKY, STICKY_HUGE,
+};
 use crate::network::nftables::expression::{
     Expression, R0, Verdict, destination_in, destination_is_local, destination_is_not, is_marked, is_new_connection,
-    load_destination, load_destination_port, load_protocol, load_source, mark, source_in,
+    load_destination, load_destination_port, load_protocol, load_source, mark, masked, source_in,
 };
 use crate::network::nftables::{Batch, BatchError, Hook, REFUSE_CHAIN, SetType, Value, ValueType, kind};
 use crate::network::plan::Layout;
@@ -19,6 +22,7 @@ const FROM_PODS: &str = "from-pods";
 const INSIDE: &str = "inside";
 const ANYONE: &str = "anyone";
 const UNREACHABLE: &str = "unreachable";
+const ALLOWED: &str = "allowed";
 /// Registers of a slot's key: reach, address, protocol, port, slot; then the backend's address and port.
 const REACH: u32 = R0;
 const ADDRESS: u32 = R0 + 1;
@@ -78,7 +82,7 @@ fn skeleton(batch: &mut Batch, table: &str, layout: &Layout) {
     {
         batch.base_chain(table, chain, "filter", hook, PRIORITY_FILTER);
     }
-    for chain in [FROM_PODS, INSIDE, ANYONE, UNREACHABLE, REFUSE_CHAIN] {
+    for chain in [FROM_PODS, INSIDE, ANYONE, UNREACHABLE, ALLOWED, REFUSE_CHAIN] {
         batch.chain(table, chain);
     }
     sets(batch, table, layout);
@@ -90,11 +94,14 @@ fn skeleton(batch: &mut Batch, table: &str, layout: &Layout) {
 fn sets(batch: &mut Batch, table: &str, layout: &Layout) {
     let front = [kind::ADDRESS, kind::PROTOCOL, kind::PORT];
     let slot = [&[kind::MARK][..], &front, &[kind::MARK]].concat();
-    for name in [FEW, MANY, STICKY] {
+    for name in [FEW, MANY, HUGE, STICKY, STICKY_HUGE] {
         let value = ValueType::Fields(vec![kind::ADDRESS, kind::PORT]);
         batch.set(table, &SetType { name, key: slot.clone(), value });
     }
     batch.set(table, &SetType { name: MASQUERADE, key: front.to_vec(), value: ValueType::None });
+    batch.set(table, &SetType { name: RESTRICTED, key: front.to_vec(), value: ValueType::None });
+    let source = [&front[..], &[kind::MARK, kind::ADDRESS]].concat();
+    batch.set(table, &SetType { name: SOURCES, key: source, value: ValueType::None });
     batch.set(table, &SetType { name: NO_ENDPOINTS, key: front.to_vec(), value: ValueType::Verdict });
     batch.set(table, &SetType { name: HAIRPIN, key: vec![kind::ADDRESS; 2], value: ValueType::None });
     // Rules cannot compare two addresses of a packet, but a set can hold all pairs of equal ones.
@@ -107,6 +114,9 @@ fn sets(batch: &mut Batch, table: &str, layout: &Layout) {
 fn translation(batch: &mut Batch, table: &str, layout: &Layout) {
     let jump = |chain| [Expression::Verdict(Verdict::Jump(chain))];
     let mark_it = mark(MASQUERADE_MARK, true);
+    let restricted = [Expression::InSet { set: RESTRICTED, from: ADDRESS }];
+    batch.rule(table, "prerouting", &[&load_front(), &restricted, &jump(ALLOWED)]);
+    restriction(batch, table);
     batch.rule(table, "prerouting", &[&source_in(layout.cluster), &[Expression::Verdict(Verdict::Goto(FROM_PODS))]]);
     batch.rule(table, "prerouting", &[&destination_in(layout.services), &mark_it]);
     let listed = [Expression::InSet { set: MASQUERADE, from: ADDRESS }];
@@ -120,12 +130,31 @@ fn translation(batch: &mut Batch, table: &str, layout: &Layout) {
     for (chain, reach) in [(INSIDE, super::rules::Reach::Inside), (ANYONE, super::rules::Reach::Anyone)] {
         let reach = [Expression::Value { to: REACH, value: (reach as u32).to_ne_bytes().to_vec() }];
         let local = destination_is_local();
-        for (map, choose) in [(STICKY, by_client()), (FEW, at_random(FEW_SLOTS)), (MANY, at_random(MANY_SLOTS))] {
+        let maps = [
+            (STICKY, by_client(MANY_SLOTS)),
+            (FEW, at_random(FEW_SLOTS)),
+            (MANY, at_random(MANY_SLOTS)),
+            (HUGE, at_random(HUGE_SLOTS)),
+            (STICKY_HUGE, by_client(HUGE_SLOTS)),
+        ];
+        for (map, choose) in maps {
             let go = lead(map);
             batch.rule(table, chain, &[&reach, &load_front(), &choose, &go]);
             batch.rule(table, chain, &[&local, &reach, &load_local_front(), &choose, &go]);
         }
     }
+}
+
+/// Clients of a restricted front go on if one of its networks holds them; one rule per prefix length, since a
+/// plain set knows no networks. Only connections to such fronts come here.
+fn restriction(batch: &mut Batch, table: &str) {
+    for prefix in 1..=32 {
+        let length = Expression::Value { to: ADDRESS + 3, value: u32::from(prefix).to_ne_bytes().to_vec() };
+        let client = [length, load_source(ADDRESS + 4), masked(ADDRESS + 4, prefix)];
+        let listed = [Expression::InSet { set: SOURCES, from: ADDRESS }, Expression::Verdict(Verdict::Return)];
+        batch.rule(table, ALLOWED, &[&load_front(), &client, &listed]);
+    }
+    batch.rule(table, ALLOWED, &[&[Expression::Verdict(Verdict::Drop)]]);
 }
 
 /// Connections that lead nowhere fail at once instead of hanging.
@@ -168,8 +197,8 @@ fn at_random(slots: u32) -> Vec<Expression> {
 }
 
 /// The same client, the same slot; nothing is remembered, so nothing expires and restarts lose nothing.
-fn by_client() -> Vec<Expression> {
-    vec![load_source(CLIENT), Expression::Hash { from: CLIENT, length: 4, to: SLOT, modulus: MANY_SLOTS }]
+fn by_client(slots: u32) -> Vec<Expression> {
+    vec![load_source(CLIENT), Expression::Hash { from: CLIENT, length: 4, to: SLOT, modulus: slots }]
 }
 
 fn lead(map: &'static str) -> Vec<Expression> {

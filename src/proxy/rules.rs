@@ -1,8 +1,10 @@
 //! Services, endpoints and host ports → what each address and port leads to. Pure.
 
+use crate::api::view::meta::Meta;
 use crate::api::view::pod::Pod;
-use crate::api::view::service::{EndpointSlice, Service, ServicePort};
-use std::collections::BTreeMap;
+use crate::api::view::service::{EndpointSlice, Named, Service, ServicePort, ServiceSpec};
+use crate::network::ipam::Cidr;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 const PROTOCOL_TCP: u8 = 6;
@@ -52,6 +54,8 @@ pub struct Entry {
     pub target: Target,
     /// The same client reaches the same backend.
     pub sticky: bool,
+    /// Only clients of these networks may use the front; empty = all.
+    pub sources: Vec<Cidr>,
     /// Clients from outside the cluster are hidden behind the node, so that answers come back through it.
     pub masquerade: bool,
 }
@@ -80,10 +84,27 @@ pub struct Endpoint {
     pub last_resort: bool,
     pub local: bool,
     pub pod_uid: String,
+    /// Whether it is meant for this node, and for this node's zone; `None` = nobody said for whom it is.
+    pub for_node: Option<bool>,
+    pub for_zone: Option<bool>,
+}
+
+/// Where the rules are for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Here {
+    pub node: String,
+    /// The node's `topology.kubernetes.io/zone`.
+    pub zone: Option<String>,
+}
+
+impl Here {
+    pub fn node(name: &str) -> Self {
+        Self { node: name.to_owned(), zone: None }
+    }
 }
 
 /// `None` for slices that carry no IPv4 addresses.
-pub fn slice(view: &EndpointSlice, node: &str) -> Option<Slice> {
+pub fn slice(view: &EndpointSlice, here: &Here) -> Option<Slice> {
     if view.address_type != "IPv4" {
         return None;
     }
@@ -92,12 +113,18 @@ pub fn slice(view: &EndpointSlice, node: &str) -> Option<Slice> {
     };
     let endpoint = |endpoint: &crate::api::view::service::Endpoint| {
         let conditions = &endpoint.conditions;
+        let hints = endpoint.hints.as_ref();
+        let is_for = |list: &[Named], name: Option<&str>| {
+            (!list.is_empty()).then(|| list.iter().any(|named| Some(named.name.as_str()) == name))
+        };
         let target = endpoint.target_ref.as_ref().filter(|target| target.kind == "Pod");
         Some(Endpoint {
             ip: endpoint.addresses.first()?.parse().ok()?,
             ready: conditions.ready.unwrap_or(true),
             last_resort: conditions.serving.unwrap_or(true) && conditions.terminating.unwrap_or(false),
-            local: endpoint.node_name.as_deref() == Some(node),
+            local: endpoint.node_name.as_deref() == Some(here.node.as_str()),
+            for_node: hints.and_then(|hints| is_for(&hints.for_nodes, Some(&here.node))),
+            for_zone: hints.and_then(|hints| is_for(&hints.for_zones, here.zone.as_deref())),
             pod_uid: target.map(|target| target.uid.clone()).unwrap_or_default(),
         })
     };
@@ -145,18 +172,22 @@ impl PortFronts<'_> {
         let spec = &self.service.spec;
         let balancers = self.service.status.load_balancer.ingress.iter();
         let balancers = balancers.filter(|ingress| ingress.ip_mode != "Proxy").map(|ingress| &ingress.ip);
-        let ips = spec.external_ips.iter().chain(balancers).filter_map(|ip| ip.parse().ok());
-        let mut places: Vec<(Ipv4Addr, u16)> = ips.map(|ip| (ip, self.port.port)).collect();
-        if self.port.node_port != 0 {
-            places.push((Ipv4Addr::UNSPECIFIED, self.port.node_port));
-        }
+        let parsed = |ips: &mut dyn Iterator<Item = &String>| -> Vec<Ipv4Addr> {
+            ips.filter_map(|ip| ip.parse().ok()).collect()
+        };
+        let allowed = sources(service_ranges(spec));
+        let none = Vec::new();
+        let externals = parsed(&mut spec.external_ips.iter()).into_iter().map(|ip| (ip, self.port.port, &none));
+        let balancers = parsed(&mut balancers.into_iter()).into_iter().map(|ip| (ip, self.port.port, &allowed));
+        let node_port = (self.port.node_port != 0).then_some((Ipv4Addr::UNSPECIFIED, self.port.node_port, &none));
         let local_only = spec.external_traffic_policy == "Local";
-        for (ip, port) in places {
+        for (ip, port, allowed) in externals.chain(balancers).chain(node_port) {
+            let with_sources = |entry: Entry| Entry { sources: allowed.clone(), ..entry };
             if !local_only {
-                fronts.insert(self.front(Reach::Anyone, ip, port), self.entry(&self.all, true));
+                fronts.insert(self.front(Reach::Anyone, ip, port), with_sources(self.entry(&self.all, true)));
                 continue;
             }
-            fronts.insert(self.front(Reach::Anyone, ip, port), self.entry(&self.local, false));
+            fronts.insert(self.front(Reach::Anyone, ip, port), with_sources(self.entry(&self.local, false)));
             if !self.all.is_empty() {
                 // Pods and the node may use every endpoint: the client's address is theirs anyway.
                 fronts.insert(self.front(Reach::Inside, ip, port), self.entry(&self.all, false));
@@ -174,8 +205,29 @@ impl PortFronts<'_> {
             (true, true) => Target::Refuse,
             (true, false) => Target::Drop,
         };
-        Entry { target, sticky: self.service.spec.session_affinity == "ClientIP", masquerade }
+        let sticky = self.service.spec.session_affinity == "ClientIP";
+        Entry { target, sticky, sources: Vec::new(), masquerade }
     }
+}
+
+fn service_ranges(spec: &ServiceSpec) -> &[String] {
+    if spec.r#type == "LoadBalancer" { &spec.load_balancer_source_ranges } else { &[] }
+}
+
+/// IPv4 networks, sorted; `0.0.0.0/0` allows everybody. If none can be read, nobody is allowed.
+fn sources(ranges: &[String]) -> Vec<Cidr> {
+    let ranges: Vec<&str> = ranges.iter().map(|range| range.trim()).collect();
+    if ranges.is_empty() || ranges.contains(&"0.0.0.0/0") {
+        return Vec::new();
+    }
+    let mut networks: Vec<Cidr> = ranges.iter().filter_map(|range| range.parse().ok()).collect();
+    networks.sort_unstable();
+    networks.dedup();
+    if networks.is_empty() {
+        // No client has it.
+        networks.push(Cidr::new(Ipv4Addr::BROADCAST, 32));
+    }
+    networks
 }
 
 /// What is ready; if nothing is, what is terminating and still serves.
@@ -185,7 +237,8 @@ fn backends<'a>(
     slices: impl Iterator<Item = &'a Slice> + Clone,
     local_only: bool,
 ) -> Vec<SocketAddrV4> {
-    let pick = |wanted: fn(&Endpoint) -> bool| {
+    let near = if local_only { Near::Any } else { nearest(slices.clone()) };
+    let pick = |wanted: fn(&Endpoint) -> bool, near: Near| {
         let mut found = Vec::new();
         for slice in slices.clone() {
             let Some(port) = slice.ports.iter().find(|port| port.name == port_name && port.protocol == protocol) else {
@@ -193,14 +246,71 @@ fn backends<'a>(
             };
             let endpoints =
                 slice.endpoints.iter().filter(|endpoint| wanted(endpoint) && (endpoint.local || !local_only));
+            let endpoints = endpoints.filter(|endpoint| near.takes(endpoint));
             found.extend(endpoints.map(|endpoint| SocketAddrV4::new(endpoint.ip, port.port)));
         }
         found.sort_unstable();
         found.dedup();
         found
     };
-    let ready = pick(|endpoint| endpoint.ready);
-    if ready.is_empty() { pick(|endpoint| endpoint.last_resort) } else { ready }
+    let ready = pick(|endpoint| endpoint.ready, near);
+    if ready.is_empty() { pick(|endpoint| endpoint.last_resort, Near::Any) } else { ready }
+}
+
+/// Which endpoints a Service's `trafficDistribution` leaves to this node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Near {
+    Any,
+    Zone,
+    Node,
+}
+
+impl Near {
+    fn takes(self, endpoint: &Endpoint) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Zone => endpoint.for_zone == Some(true),
+            Self::Node => endpoint.for_node == Some(true),
+        }
+    }
+}
+
+/// Hints count only if every ready endpoint has them and one is for here: else somebody would be left without.
+fn nearest<'a>(slices: impl Iterator<Item = &'a Slice> + Clone) -> Near {
+    let ready = slices.flat_map(|slice| &slice.endpoints).filter(|endpoint| endpoint.ready);
+    let holds = |hint: fn(&Endpoint) -> Option<bool>| {
+        let mut hints = ready.clone().map(hint);
+        hints.clone().all(|hint| hint.is_some()) && hints.any(|hint| hint == Some(true))
+    };
+    if holds(|endpoint| endpoint.for_node) {
+        Near::Node
+    } else if holds(|endpoint| endpoint.for_zone) {
+        Near::Zone
+    } else {
+        Near::Any
+    }
+}
+
+/// What a load balancer asks a node before it sends traffic of a Service there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Health {
+    pub namespace: String,
+    pub name: String,
+    /// Ready endpoints on this node.
+    pub local: usize,
+}
+
+/// The port of a Service's health check and its answer, if it has one.
+pub fn health<'a>(service: &Service, slices: impl Iterator<Item = &'a Slice>) -> Option<(u16, Health)> {
+    let spec = &service.spec;
+    let port = spec.health_check_node_port;
+    if spec.r#type != "LoadBalancer" || spec.external_traffic_policy != "Local" || port == 0 {
+        return None;
+    }
+    let ready = slices.flat_map(|slice| &slice.endpoints).filter(|endpoint| endpoint.ready && endpoint.local);
+    let local = ready.map(|endpoint| endpoint.ip).collect::<BTreeSet<_>>().len();
+    let Meta { namespace, name, .. } = service.metadata.clone();
+    Some((port, Health { namespace, name, local }))
 }
 
 /// Ports of the node that lead to a pod on it.
@@ -220,7 +330,7 @@ pub fn host_port_fronts(pod: &Pod) -> Fronts {
         let Ok(ip) = ip else { continue };
         let front = Front { reach: Reach::Anyone, ip, protocol, port: host_port };
         let target = Target::Backends(vec![SocketAddrV4::new(pod_ip, port.container_port)]);
-        fronts.insert(front, Entry { target, sticky: false, masquerade: false });
+        fronts.insert(front, Entry { target, sticky: false, sources: Vec::new(), masquerade: false });
     }
     fronts
 }
@@ -254,7 +364,7 @@ mod tests {
             .collect();
         let view = json!({"addressType": "IPv4", "endpoints": endpoints,
             "ports": [{"name": "http", "protocol": "TCP", "port": 8080}]});
-        slice(&serde_json::from_value(view).unwrap(), "here").unwrap()
+        slice(&serde_json::from_value(view).unwrap(), &Here::node("here")).unwrap()
     }
 
     fn shown(fronts: &Fronts) -> Vec<String> {
@@ -358,6 +468,75 @@ mod tests {
         assert_eq!(fronts, ["Anyone 10.43.0.7:80 10.42.0.2:8080", "Anyone 192.0.2.1:80 10.42.0.2:8080 masquerade"]);
         view.metadata.labels.insert(OTHER_PROXY_LABEL.to_owned(), "other".to_owned());
         assert!(service_fronts(&view, [&slice].into_iter()).is_empty());
+    }
+
+    #[test]
+    fn source_ranges_hold_for_the_balancers_addresses_alone() {
+        let mut view = service(json!({"type": "LoadBalancer", "clusterIP": "10.43.0.7",
+            "externalIPs": ["192.0.2.9"], "ports": [{"name": "http", "port": 80, "nodePort": 30080}]}));
+        view.status.load_balancer.ingress = serde_json::from_value(json!([{"ip": "192.0.2.1"}])).unwrap();
+        let slice = endpoints(&[("10.42.0.2", "here", true)]);
+        let cases: [(&[&str], &[&str]); 5] = [
+            (&[], &[]),
+            (&[" 10.0.0.0/8 ", "192.168.1.0/24", "10.0.0.0/8"], &["10.0.0.0/8", "192.168.1.0/24"]),
+            (&["10.0.0.0/8", "0.0.0.0/0"], &[]),
+            (&["fd00::/8", "10.0.0.0/8"], &["10.0.0.0/8"]),
+            (&["fd00::/8"], &["255.255.255.255/32"]),
+        ];
+        for (ranges, expected) in cases {
+            view.spec.load_balancer_source_ranges = ranges.iter().map(|&range| range.to_owned()).collect();
+            for (front, entry) in service_fronts(&view, [&slice].into_iter()) {
+                let sources: Vec<String> = entry.sources.iter().map(ToString::to_string).collect();
+                let expected = if front.ip == Ipv4Addr::new(192, 0, 2, 1) { expected } else { &[] };
+                assert_eq!(sources, expected, "{front:?} {ranges:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn endpoints_meant_for_here_are_preferred() {
+        // Ready endpoints: address, zones, nodes. This node is `here` in zone `a`.
+        const ONE: &str = "10.42.0.2";
+        const TWO: &str = "10.42.1.3";
+        type Case<'a> = (&'a [(&'a str, &'a [&'a str], &'a [&'a str])], Option<&'a str>, &'a str);
+        let cases: Vec<Case> = vec![
+            (&[(ONE, &["a"], &[]), (TWO, &["b"], &[])], Some("a"), "10.42.0.2:8080"),
+            (&[(ONE, &["a"], &["there"]), (TWO, &["a"], &["here"])], Some("a"), "10.42.1.3:8080"),
+            // No endpoint on this node: the zone's.
+            (&[(ONE, &["a"], &["there"]), (TWO, &["b"], &["other"])], Some("a"), "10.42.0.2:8080"),
+            // Nobody in this zone, an endpoint without a hint, a node without a zone: all of them.
+            (&[(ONE, &["b"], &[]), (TWO, &["b"], &[])], Some("a"), "10.42.0.2:8080,10.42.1.3:8080"),
+            (&[(ONE, &["a"], &[]), (TWO, &[], &[])], Some("a"), "10.42.0.2:8080,10.42.1.3:8080"),
+            (&[(ONE, &["a"], &[]), (TWO, &["b"], &[])], None, "10.42.0.2:8080,10.42.1.3:8080"),
+        ];
+        for (list, zone, expected) in cases {
+            let named = |names: &[&str]| names.iter().map(|name| json!({"name": name})).collect::<Value>();
+            let endpoint = |(ip, zones, nodes): &(&str, &[&str], &[&str])| {
+                json!({"addresses": [ip], "conditions": {"ready": true},
+                    "hints": {"forZones": named(zones), "forNodes": named(nodes)}})
+            };
+            let view = json!({"addressType": "IPv4", "endpoints": list.iter().map(endpoint).collect::<Value>(),
+                "ports": [{"name": "http", "protocol": "TCP", "port": 8080}]});
+            let here = Here { node: "here".into(), zone: zone.map(str::to_owned) };
+            let slice = slice(&serde_json::from_value(view).unwrap(), &here).unwrap();
+            let spec = json!({"clusterIP": "10.43.0.7", "ports": [{"name": "http", "port": 80}]});
+            let fronts = shown(&service_fronts(&service(spec), [&slice].into_iter()));
+            assert_eq!(fronts, [format!("Anyone 10.43.0.7:80 {expected}")], "{list:?} {zone:?}");
+        }
+    }
+
+    #[test]
+    fn health_checks_count_what_is_ready_on_this_node() {
+        let spec = |kind: &str, policy: &str| json!({"type": kind, "clusterIP": "10.43.0.7", "externalTrafficPolicy": policy, "healthCheckNodePort": 32000});
+        let slices = [
+            endpoints(&[("10.42.0.2", "here", true), ("10.42.0.3", "here", false), ("10.42.1.3", "there", true)]),
+            endpoints(&[("10.42.0.2", "here", true), ("10.42.0.4", "here", true)]),
+        ];
+        let health =
+            |kind, policy| health(&service(spec(kind, policy)), slices.iter()).map(|(port, one)| (port, one.local));
+        assert_eq!(health("LoadBalancer", "Local"), Some((32000, 2)));
+        assert_eq!(health("LoadBalancer", "Cluster"), None);
+        assert_eq!(health("NodePort", "Local"), None);
     }
 
     #[test]

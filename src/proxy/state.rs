@@ -1,9 +1,10 @@
 //! What is wanted and what is programmed, and the map elements between the two. Pure.
 //! A front belongs to whoever claimed it first; the others wait until it is free.
 
-use super::rules::{Endpoint, Entry, Front, Fronts, Slice, Target, service_fronts};
+use super::rules::{Endpoint, Entry, Front, Fronts, Health, Slice, Target, health, service_fronts};
 use super::slots;
 use crate::api::view::service::Service;
+use crate::network::ipam::Cidr;
 use crate::network::nftables::{Element, Value};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -11,14 +12,22 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 /// Slots of a front in each map.
 pub const FEW_SLOTS: u32 = 16;
 pub const MANY_SLOTS: u32 = 128;
+/// As many backends of one port can be used; Services with more use the first.
+pub const HUGE_SLOTS: u32 = 2048;
 /// More backends than this take the larger map: with few slots shares would differ too much.
 const FEW_BACKENDS: usize = 8;
+const MANY_BACKENDS: usize = 64;
 
 pub const FEW: &str = "services";
 pub const MANY: &str = "services-large";
+pub const HUGE: &str = "services-huge";
 pub const STICKY: &str = "services-sticky";
+pub const STICKY_HUGE: &str = "services-sticky-huge";
 pub const MASQUERADE: &str = "masquerade";
 pub const NO_ENDPOINTS: &str = "no-endpoints";
+/// Fronts that only clients of listed networks may use, and the networks.
+pub const RESTRICTED: &str = "restricted";
+pub const SOURCES: &str = "sources";
 
 /// Elements by set.
 pub type Elements = BTreeMap<&'static str, Vec<Element>>;
@@ -131,6 +140,13 @@ impl State {
         elements
     }
 
+    /// The ports on which load balancers ask for Services' health. The first Service to have a port keeps it.
+    pub fn health(&self) -> BTreeMap<u16, Health> {
+        let known = self.services.values();
+        let checks = known.filter_map(|known| health(known.service.as_ref()?, known.slices.values()));
+        checks.collect()
+    }
+
     /// Every UDP front with its backends.
     pub fn udp(&self) -> BTreeMap<(Ipv4Addr, u16), BTreeSet<SocketAddrV4>> {
         let fronts = self.programmed.keys().filter(|front| front.is_udp());
@@ -216,10 +232,13 @@ impl State {
 
 /// The map a front with backends is in, and its number of slots.
 fn map_of(entry: &Entry) -> (&'static str, u32) {
-    match &entry.target {
-        _ if entry.sticky => (STICKY, MANY_SLOTS),
-        Target::Backends(backends) if backends.len() > FEW_BACKENDS => (MANY, MANY_SLOTS),
-        _ => (FEW, FEW_SLOTS),
+    let backends = if let Target::Backends(backends) = &entry.target { backends.len() } else { 0 };
+    match (entry.sticky, backends) {
+        (true, 0..=MANY_BACKENDS) => (STICKY, MANY_SLOTS),
+        (true, _) => (STICKY_HUGE, HUGE_SLOTS),
+        (false, 0..=FEW_BACKENDS) => (FEW, FEW_SLOTS),
+        (false, 0..=MANY_BACKENDS) => (MANY, MANY_SLOTS),
+        (false, _) => (HUGE, HUGE_SLOTS),
     }
 }
 
@@ -231,6 +250,10 @@ fn elements_of(front: &Front, programmed: Option<&Programmed>) -> Keyed {
     let (map, _) = map_of(entry);
     for (slot, backend) in (0u32..).zip(slots) {
         elements.insert((map, slot_key(front, slot)), Value::Bytes(backend_value(backend)));
+    }
+    if !entry.sources.is_empty() {
+        elements.insert((RESTRICTED, front_key(front)), Value::None);
+        elements.extend(entry.sources.iter().map(|source| ((SOURCES, source_key(front, *source)), Value::None)));
     }
     // The other sets do not know of reaches: what is inside has been led on before they are asked.
     match entry.target {
@@ -273,6 +296,12 @@ fn slot_key(front: &Front, slot: u32) -> Vec<u8> {
     [&(front.reach as u32).to_ne_bytes()[..], &front_key(front), &slot.to_ne_bytes()].concat()
 }
 
+/// The prefix length goes before the address: rules ask for one length after the other.
+fn source_key(front: &Front, source: Cidr) -> Vec<u8> {
+    let prefix = u32::from(source.prefix()).to_ne_bytes();
+    [&front_key(front)[..], &prefix, &source.base().octets()].concat()
+}
+
 fn backend_value(backend: &SocketAddrV4) -> Vec<u8> {
     [&backend.ip().octets()[..], &backend.port().to_be_bytes(), &[0, 0]].concat()
 }
@@ -298,6 +327,8 @@ mod tests {
             last_resort: false,
             local: true,
             pod_uid: format!("uid-{host}"),
+            for_node: None,
+            for_zone: None,
         };
         Slice {
             ports: vec![SlicePort { name: "p".into(), protocol, port: 8080 }],
@@ -352,6 +383,43 @@ mod tests {
         kernel.apply(&state.plan());
         assert!(kernel.0.is_empty(), "nothing is left of a deleted Service");
         assert!(state.services.is_empty() && state.owned.is_empty());
+    }
+
+    #[test]
+    fn a_thousand_backends_all_get_their_share() {
+        let mut state = State::new(DNS);
+        state.set_service("default/web", Some(service("10.43.0.7", "TCP", &[])));
+        for page in 0..5u8 {
+            let mut slice = slice(6, &(1..=200).collect::<Vec<_>>());
+            for endpoint in &mut slice.endpoints {
+                endpoint.ip = Ipv4Addr::new(10, 42, page, endpoint.ip.octets()[3]);
+            }
+            state.set_slice("default/web", &format!("s{page}"), Some(slice));
+        }
+        state.plan();
+        let programmed = state.programmed.values().next().unwrap();
+        let mut shares: BTreeMap<SocketAddrV4, usize> = BTreeMap::new();
+        programmed.slots.iter().for_each(|backend| *shares.entry(*backend).or_default() += 1);
+        assert_eq!((shares.len(), programmed.slots.len()), (1000, HUGE_SLOTS as usize));
+        assert!(shares.values().all(|share| (2..=3).contains(share)));
+    }
+
+    #[test]
+    fn a_restricted_front_comes_and_goes_with_its_networks() {
+        let mut state = State::new(DNS);
+        let mut kernel = Kernel::default();
+        let mut restricted = service("10.43.0.7", "TCP", &[]);
+        restricted.spec.r#type = "LoadBalancer".into();
+        restricted.status.load_balancer.ingress = serde_json::from_value(json!([{"ip": "192.0.2.1"}])).unwrap();
+        state.set_slice("default/web", "s", Some(slice(6, &[2])));
+        for (ranges, expected) in [(vec!["10.0.0.0/8", "192.168.1.0/24"], 3), (vec!["10.0.0.0/8"], 2), (vec![], 0)] {
+            restricted.spec.load_balancer_source_ranges = ranges.into_iter().map(str::to_owned).collect();
+            state.set_service("default/web", Some(restricted.clone()));
+            kernel.apply(&state.plan());
+            kernel.assert_equals(&state);
+            let sets = kernel.0.keys().filter(|(set, _)| [RESTRICTED, SOURCES].contains(set));
+            assert_eq!(sets.count(), expected);
+        }
     }
 
     #[test]

@@ -127,6 +127,53 @@ fn twenty_pods_attach_talk_and_leave() {
     });
 }
 
+/// What a privileged pod could do: take another's address and send from it.
+#[test]
+fn a_pod_sends_from_its_own_address_only() {
+    on_a_node(|node| async move {
+        let network = node.network().await;
+        let server = network.attach("server", None).await.unwrap();
+        let victim = network.attach("victim", None).await.unwrap();
+        let thief = network.attach("thief", None).await.unwrap();
+        serve(&server.netns, 80, "server").await;
+        let own = format!("server {}", thief.ip);
+        assert_eq!(ask(Some(&thief), at(server.ip, 80)).await.unwrap(), own);
+        let stolen = victim.ip;
+        let pod = thief.netns.clone();
+        netns::on_thread(move || {
+            netns::join(&pod).unwrap();
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                use futures_util::TryStreamExt;
+                let (connection, handle, _) = rtnetlink::new_connection().unwrap();
+                tokio::spawn(connection);
+                let mut links = Box::pin(handle.link().get().match_name("eth0".to_owned()).execute());
+                let index = links.try_next().await.unwrap().unwrap().header.index;
+                handle.address().add(index, stolen, 32).execute().await.unwrap();
+            });
+        })
+        .await
+        .unwrap();
+        let send = move |from: IpAddr| {
+            let pod = thief.netns.clone();
+            async move {
+                let bind = move || {
+                    let socket = TcpSocket::new_v4()?;
+                    socket.bind(SocketAddr::new(from, 0))?;
+                    Ok(socket)
+                };
+                let socket = netns::enter(&pod, bind).await.unwrap();
+                let connected = tokio::time::timeout(Duration::from_millis(700), socket.connect(at(server.ip, 80)));
+                connected.await.is_ok_and(|connected| connected.is_ok())
+            }
+        };
+        assert!(send(thief.ip).await, "from its own");
+        assert!(!send(stolen).await, "from another's");
+        // The victim's packets come to the victim still, whatever was announced.
+        assert_eq!(ask(Some(&victim), at(server.ip, 80)).await.unwrap(), format!("server {stolen}"));
+    });
+}
+
 #[test]
 fn wanted_addresses_are_given_and_remembered_across_a_reboot() {
     on_a_node(|node| async move {

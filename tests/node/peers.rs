@@ -33,7 +33,7 @@ type Job = Box<dyn FnOnce() -> BoxFuture<'static, ()> + Send>;
 
 /// A namespace and a thread in it, whose runtime does what it is told.
 pub struct Place {
-    netns: PathBuf,
+    pub netns: PathBuf,
     jobs: mpsc::Sender<Job>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
@@ -196,8 +196,8 @@ impl Bed {
                 network.setup().await.unwrap();
                 let mut tree = Tree::default();
                 let config = PeersConfig { mode, ..PeersConfig::new(name, network.clone(), run_directory) };
-                let (informers, clock) = (Informers::new(client), Clock::real());
-                tree.spawn("peers", peers::run(config, informers.clone(), tree.shutdown()));
+                let (api, informers, clock) = (client.clone(), Informers::new(client), Clock::real());
+                tree.spawn("peers", peers::run(config, api, informers.clone(), tree.shutdown()));
                 let config = ProxyConfig { network: network.clone(), node_name: name.to_owned() };
                 let proxy = proxy::run(config, informers, clock, Arc::new(Trace::default()), tree.shutdown());
                 tree.spawn("proxy", proxy);
@@ -527,6 +527,34 @@ fn a_board_that_moves_is_followed() {
         bed.board("a").has_way("b", "vxlan", "works").await;
         bed.board("b").has_way("a", "vxlan", "works").await;
         assert_talk(&a, &b).await;
+        bed.end().await;
+    });
+}
+
+/// A kernel without WireGuard lets nothing pass rather than something in the clear.
+#[test]
+fn when_asked_for_everything_is_sealed_by_wireguard() {
+    run(async {
+        let bed = Bed::new(&[("a", 1), ("b", 1)], Mode::Wireguard).await;
+        let (a, b) = (bed.board("a").pod("pod-a").await, bed.board("b").pod("pod-b").await);
+        serve(&a.netns, 80, "pod").await;
+        serve(&b.netns, 80, "pod").await;
+        let has_wireguard = bed.hub().netlink(|handle| async move {
+            let made = handle.link().add(rtnetlink::LinkWireguard::new("try").build()).execute().await;
+            made.is_ok()
+        });
+        if has_wireguard.await {
+            let line = bed.board("a").has_way("b", "wireguard", "works").await;
+            assert_eq!(line.mtu, Some(1420));
+            bed.board("b").has_way("a", "wireguard", "works").await;
+            assert_talk(&a, &b).await;
+            assert_eq!(echo_full_size(&a, &b, 1420).await.unwrap(), 1392);
+        } else {
+            println!("this kernel has no wireguard: only its absence is tested");
+            let line = bed.board("a").has_way("b", "none", "unreachable").await;
+            assert!(line.reason.ends_with("this kernel has no wireguard"), "{}", line.reason);
+            assert!(ask(Some(&a), at(&b, 80)).await.is_err());
+        }
         bed.end().await;
     });
 }

@@ -8,7 +8,7 @@ use edgelet::dns::{self, DnsConfig};
 use edgelet::network::nftables::{Batch, Events, Socket};
 use edgelet::network::{Attachment, Network, NetworkConfig, conntrack};
 use edgelet::proxy::program::Programmer;
-use edgelet::proxy::rules::{self, Slice};
+use edgelet::proxy::rules::{self, Here, Slice};
 use edgelet::proxy::state::State;
 use edgelet::proxy::{self, ProxyConfig};
 use edgelet::registry::{Registry, RegistryConfig};
@@ -50,10 +50,12 @@ impl Services {
             &serde_json::from_value(json!({"addressType": "IPv4", "endpoints": endpoints,
                 "ports": [{"name": "p", "protocol": protocol, "port": 8080}]}))
             .unwrap(),
-            "here",
+            &Here::node("here"),
         )
         .unwrap();
-        self.state.set_service(name, Some(serde_json::from_value(json!({"spec": spec})).unwrap()));
+        let status = json!({"loadBalancer": {"ingress": [{"ip": spec["loadBalancerIP"]}]}});
+        let service = json!({"spec": spec, "status": status});
+        self.state.set_service(name, Some(serde_json::from_value(service).unwrap()));
         self.state.set_slice(name, name, Some(slice));
         let start = edgelet::clock::monotonic();
         let plan = self.state.plan();
@@ -364,6 +366,38 @@ async fn eventually<F: Future<Output = String>>(what: &str, expected: &str, atte
         assert!(start.elapsed() < PATIENCE, "{what}: {got}, not {expected}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
+}
+
+#[test]
+fn a_balancers_address_is_for_the_networks_it_lists() {
+    on_a_node(|node| async move {
+        let network = node.network().await;
+        let a = network.attach("a", None).await.unwrap();
+        let near = network.attach("near", None).await.unwrap();
+        let far = network.attach("far", Some("10.42.7.200".parse().unwrap())).await.unwrap();
+        serve(&a.netns, 8080, "a").await;
+        let mut services = Services::new(&network);
+        let spec = |ranges: Value| {
+            json!({"type": "LoadBalancer", "clusterIP": "10.43.0.50", "loadBalancerIP": "192.0.2.50",
+                "loadBalancerSourceRanges": ranges})
+        };
+        let to: SocketAddr = "192.0.2.50:80".parse().unwrap();
+        let reaches = async |pod: &Attachment| {
+            let asked = tokio::time::timeout(Duration::from_millis(700), ask(Some(pod), to)).await;
+            asked.is_ok_and(|answer| answer.is_ok_and(|text| text.starts_with("a ")))
+        };
+        for (ranges, expected) in [
+            (json!([]), (true, true)),
+            (json!(["10.42.7.0/28"]), (true, false)),
+            (json!(["172.16.0.0/12", "10.42.7.128/25"]), (false, true)),
+            (json!(["0.0.0.0/0"]), (true, true)),
+            (json!(["172.16.0.0/12"]), (false, false)),
+        ] {
+            services.set("web", spec(ranges.clone()), "TCP", &[(&a, "here")]);
+            assert_eq!((reaches(&near).await, reaches(&far).await), expected, "{ranges}");
+            assert!(ask(Some(&far), "10.43.0.50:80".parse().unwrap()).await.is_ok(), "the cluster address is for all");
+        }
+    });
 }
 
 #[test]

@@ -62,7 +62,17 @@ views! {
         zone: Option<String>,
         #[serde(skip_serializing_if = "Option::is_none")]
         target_ref: Option<TargetRef>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        hints: Option<EndpointHints>,
     }
+    /// For whom the endpoint is, by the Service's `trafficDistribution`.
+    EndpointHints {
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        for_zones: Vec<Named>,
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        for_nodes: Vec<Named>,
+    }
+    Named { name: String, }
     /// Absent `ready` and `serving` mean true.
     EndpointConditions {
         #[serde(skip_serializing_if = "Option::is_none")]

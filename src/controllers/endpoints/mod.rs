@@ -5,7 +5,9 @@ pub mod slices;
 
 use crate::api::view::meta::{Condition, Meta};
 use crate::api::view::pod::{ContainerPort, PodIp};
-use crate::api::view::service::{Endpoint, EndpointConditions, EndpointPort, Service, ServicePort, TargetRef};
+use crate::api::view::service::{
+    Endpoint, EndpointConditions, EndpointHints, EndpointPort, Named, Service, ServicePort, TargetRef,
+};
 use crate::client::informer::Change;
 use crate::client::{Informer, Item};
 use serde::Deserialize;
@@ -97,17 +99,22 @@ impl PodFacts {
 
     fn endpoint(&self, service: &Service, address: &str, zones: &Zones) -> Endpoint {
         let (serving, terminating) = (self.is_ready(), self.metadata.is_deleting());
+        let ready = service.spec.publish_not_ready_addresses || (serving && !terminating);
+        let zone = zones.get(&self.spec.node_name).cloned();
+        let node = Some(self.spec.node_name.clone()).filter(|name| !name.is_empty());
+        let hints = hints(&service.spec.traffic_distribution, zone.as_ref(), node.as_ref()).filter(|_| ready);
         let named = !self.spec.hostname.is_empty() && self.spec.subdomain == service.metadata.name;
         Endpoint {
             addresses: vec![address.to_owned()],
             conditions: EndpointConditions {
-                ready: Some(service.spec.publish_not_ready_addresses || (serving && !terminating)),
+                ready: Some(ready),
                 serving: Some(serving),
                 terminating: Some(terminating),
             },
             hostname: named.then(|| self.spec.hostname.clone()),
-            node_name: Some(self.spec.node_name.clone()).filter(|name| !name.is_empty()),
-            zone: zones.get(&self.spec.node_name).cloned(),
+            node_name: node,
+            zone,
+            hints,
             target_ref: Some(TargetRef {
                 kind: "Pod".to_owned(),
                 namespace: self.metadata.namespace.clone(),
@@ -116,6 +123,17 @@ impl PodFacts {
             }),
         }
     }
+}
+
+/// Whom an endpoint is for: KEP-2433 and KEP-3015.
+fn hints(distribution: &str, zone: Option<&String>, node: Option<&String>) -> Option<EndpointHints> {
+    let named = |name: Option<&String>| name.map(|name| Named { name: name.clone() }).into_iter().collect::<Vec<_>>();
+    let hints = match distribution {
+        "PreferClose" | "PreferSameZone" => EndpointHints { for_zones: named(zone), for_nodes: Vec::new() },
+        "PreferSameNode" => EndpointHints { for_zones: named(zone), for_nodes: named(node) },
+        _ => return None,
+    };
+    Some(hints).filter(|hints| !hints.for_zones.is_empty() || !hints.for_nodes.is_empty())
 }
 
 fn protocol(written: &str) -> &str {

@@ -14,7 +14,7 @@ use netlink_packet_route::neighbour::{
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteProtocol, RouteScope, RouteType,
 };
-use rtnetlink::{LinkUnspec, LinkVxlan, RouteMessageBuilder};
+use rtnetlink::{LinkUnspec, LinkVxlan, LinkWireguard, RouteMessageBuilder};
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
@@ -84,6 +84,18 @@ impl Netlink {
         let message = LinkVxlan::new(name, device.vni).port(device.port).learning(false).local(device.local);
         // Without: the checksum of a packet that was translated twice would be wrong on some network cards.
         let message = message.udp_csum(false).address(device.mac.to_vec()).mtu(device.mtu).up().build();
+        self.0.link().add(message).execute().await.map_err(|error| failed("create link", name, error))?;
+        self.index(name).await?.ok_or_else(|| missing("find link", name))
+    }
+
+    /// Without peers and keys: those are not rtnetlink's.
+    pub async fn add_wireguard(&self, name: &str, mtu: u32) -> Result<u32> {
+        if let Some(index) = self.index(name).await? {
+            self.mtu(name, mtu).await?;
+            self.up(name).await?;
+            return Ok(index);
+        }
+        let message = LinkWireguard::new(name).mtu(mtu).up().build();
         self.0.link().add(message).execute().await.map_err(|error| failed("create link", name, error))?;
         self.index(name).await?.ok_or_else(|| missing("find link", name))
     }

@@ -10,7 +10,9 @@ const VERDICT_REGISTER: u32 = 0;
 
 const NETWORK_HEADER: u32 = 1;
 const TRANSPORT_HEADER: u32 = 2;
+const META_PROTOCOL: u32 = 1;
 const META_MARK: u32 = 3;
+const META_IIFNAME: u32 = 6;
 const META_OIFNAME: u32 = 7;
 const META_NFPROTO: u32 = 15;
 const META_L4PROTO: u32 = 16;
@@ -29,6 +31,15 @@ const REJECT_ICMP: u32 = 0;
 const ICMP_PORT_UNREACHABLE: u8 = 3;
 const HASH_JENKINS: u32 = 0;
 const NUMGEN_RANDOM: u32 = 1;
+const RT_TCP_MSS: u32 = 3;
+const TO_NETWORK_ORDER: u32 = 1;
+const EXTHDR_TCP_OPTION: u32 = 1;
+const TCP_OPTION_MAXSEG: u8 = 2;
+const LOOKUP_INVERTED: u32 = 1;
+const ETHERTYPE_IPV4: u16 = 0x0800;
+const TCP_FLAGS_OFFSET: u32 = 13;
+const TCP_SYN: u8 = 2;
+const TCP_RST: u8 = 4;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -36,6 +47,7 @@ pub enum Verdict {
     Drop,
     Jump(&'static str),
     Goto(&'static str),
+    Return,
 }
 
 impl Verdict {
@@ -45,6 +57,7 @@ impl Verdict {
             Self::Accept => (1, None),
             Self::Jump(chain) => (-3i32, Some(chain)),
             Self::Goto(chain) => (-4, Some(chain)),
+            Self::Return => (-5, None),
         };
         writer.nest(kind, |data| {
             data.nest(2, |verdict| {
@@ -96,6 +109,22 @@ pub enum Expression {
         set: &'static str,
         from: u32,
     },
+    NotInSet {
+        set: &'static str,
+        from: u32,
+    },
+    /// The segment size that fits the packet's route, and the one back.
+    RouteSegmentSize {
+        to: u32,
+    },
+    /// Two bytes, from the machine's order to the network's.
+    NetworkOrder {
+        register: u32,
+    },
+    /// Writes the TCP option, if it is there and larger.
+    SetSegmentSize {
+        from: u32,
+    },
     /// Goes on, with the value, if the key is in the map.
     Map {
         set: &'static str,
@@ -140,7 +169,10 @@ impl Expression {
             Self::FibDestinationType { .. } => "fib",
             Self::Compare { .. } => "cmp",
             Self::Bitwise { .. } => "bitwise",
-            Self::InSet { .. } | Self::Map { .. } | Self::VerdictMap { .. } => "lookup",
+            Self::RouteSegmentSize { .. } => "rt",
+            Self::NetworkOrder { .. } => "byteorder",
+            Self::SetSegmentSize { .. } => "exthdr",
+            Self::InSet { .. } | Self::NotInSet { .. } | Self::Map { .. } | Self::VerdictMap { .. } => "lookup",
             Self::Value { .. } | Self::Verdict(_) => "immediate",
             Self::Random { .. } => "numgen",
             Self::Hash { .. } => "hash",
@@ -187,6 +219,19 @@ impl Expression {
             }
             Self::InSet { set, from } => {
                 data.text(1, set).number(2, *from);
+            }
+            Self::NotInSet { set, from } => {
+                data.text(1, set).number(2, *from).number(5, LOOKUP_INVERTED);
+            }
+            Self::RouteSegmentSize { to } => {
+                data.number(1, *to).number(2, RT_TCP_MSS);
+            }
+            Self::NetworkOrder { register } => {
+                data.number(1, *register).number(2, *register).number(3, TO_NETWORK_ORDER).number(4, 2).number(5, 2);
+            }
+            Self::SetSegmentSize { from } => {
+                data.bytes(2, &[TCP_OPTION_MAXSEG]).number(3, 2).number(4, 2);
+                data.number(6, EXTHDR_TCP_OPTION).number(7, *from);
             }
             Self::Map { set, from, to } => {
                 data.text(1, set).number(2, *from).number(3, *to);
@@ -294,7 +339,38 @@ pub fn leaves_by(link: &str) -> Vec<Expression> {
     vec![Expression::Meta { to: R0, key: META_OIFNAME }, equal(R0, &link_name(link))]
 }
 
-fn link_name(link: &str) -> Vec<u8> {
+/// The link's name, which takes four registers.
+pub fn load_input_link(to: u32) -> Expression {
+    Expression::Meta { to, key: META_IIFNAME }
+}
+
+/// For tables of bridges, which see everything.
+pub fn is_ipv4_frame() -> Vec<Expression> {
+    vec![Expression::Meta { to: R0, key: META_PROTOCOL }, equal(R0, &ETHERTYPE_IPV4.to_be_bytes())]
+}
+
+/// Keeps the first `prefix` bits of an address.
+pub fn masked(register: u32, prefix: u8) -> Expression {
+    let mask = u32::MAX.checked_shl(32 - u32::from(prefix)).unwrap_or(0);
+    Expression::Bitwise { from: register, to: register, mask: u32::from_ne_bytes(mask.to_be_bytes()), xor: 0 }
+}
+
+/// The first packet of a TCP connection, either way, gets the segment size of the way it goes.
+pub fn clamp_segment_size() -> Vec<Expression> {
+    let flags = u32::from_ne_bytes([TCP_SYN | TCP_RST, 0, 0, 0]);
+    vec![
+        load_protocol(R0),
+        equal(R0, &[6]),
+        Expression::Payload { to: R0, header: TRANSPORT_HEADER, offset: TCP_FLAGS_OFFSET, length: 1 },
+        Expression::Bitwise { from: R0, to: R0, mask: flags, xor: 0 },
+        equal(R0, &[TCP_SYN, 0, 0, 0]),
+        Expression::RouteSegmentSize { to: R0 },
+        Expression::NetworkOrder { register: R0 },
+        Expression::SetSegmentSize { from: R0 },
+    ]
+}
+
+pub fn link_name(link: &str) -> Vec<u8> {
     let mut name = link.as_bytes().to_vec();
     name.resize(IFNAMSIZ, 0);
     name

@@ -34,7 +34,14 @@ const DUMP: u16 = 0x300;
 const CREATE: u16 = 0x400;
 const APPEND: u16 = 0x800;
 
-const FAMILY_IPV4: u8 = 2;
+/// Packets of which kind a table sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    Ipv4 = 2,
+    /// Frames that pass a bridge.
+    Bridge = 7,
+}
+
 const SET_IS_MAP: u32 = 8;
 const VERDICT_TYPE: u32 = 0xffff_ff00;
 /// One attribute holds at most 64 KiB.
@@ -50,6 +57,12 @@ pub mod kind {
     pub const PROTOCOL: u32 = 12;
     pub const PORT: u32 = 13;
     pub const MARK: u32 = 19;
+    pub const LINK: u32 = 41;
+
+    /// Bytes of a field, padded to registers.
+    pub fn width(field: u32) -> u32 {
+        if field == LINK { 16 } else { 4 }
+    }
 
     pub fn concatenation(fields: &[u32]) -> u32 {
         fields.iter().fold(0, |all, field| all << 6 | field)
@@ -94,6 +107,7 @@ pub type Element = (Vec<u8>, Value);
 /// Messages of one transaction.
 #[derive(Debug)]
 pub struct Batch {
+    family: Family,
     writer: Writer,
     /// What each message does, by sequence number; the first is number 1.
     labels: Vec<String>,
@@ -102,13 +116,17 @@ pub struct Batch {
 
 impl Default for Batch {
     fn default() -> Self {
-        let mut batch = Self { writer: Writer::default(), labels: Vec::new(), sets: 0 };
-        batch.message(BATCH_BEGIN, 0, 0, SUBSYSTEM, String::new(), |_| {});
-        batch
+        Self::of(Family::Ipv4)
     }
 }
 
 impl Batch {
+    pub fn of(family: Family) -> Self {
+        let mut batch = Self { family, writer: Writer::default(), labels: Vec::new(), sets: 0 };
+        batch.message(BATCH_BEGIN, 0, 0, SUBSYSTEM, String::new(), |_| {});
+        batch
+    }
+
     pub fn is_empty(&self) -> bool {
         self.labels.len() == 1
     }
@@ -178,7 +196,7 @@ impl Batch {
     pub fn set(&mut self, table: &str, set: &SetType) -> &mut Self {
         self.sets += 1;
         let id = self.sets;
-        let length = |fields: &[u32]| u32::try_from(fields.len() * 4).expect("a few fields");
+        let length = |fields: &[u32]| fields.iter().map(|field| kind::width(*field)).sum();
         self.add(NEW_SET, CREATE, format!("add set {}", set.name), |message| {
             let is_map = set.value != ValueType::None;
             message.text(1, table).text(2, set.name).number(3, if is_map { SET_IS_MAP } else { 0 });
@@ -219,7 +237,7 @@ impl Batch {
     }
 
     fn add(&mut self, kind: u16, flags: u16, label: String, write: impl FnOnce(&mut Writer)) -> &mut Self {
-        self.message(SUBSYSTEM << 8 | kind, REQUEST | flags, FAMILY_IPV4, 0, label, write);
+        self.message(SUBSYSTEM << 8 | kind, REQUEST | flags, self.family as u8, 0, label, write);
         self
     }
 

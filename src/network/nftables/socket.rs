@@ -2,7 +2,9 @@
 //! A socket stays in the namespace it was opened in. The kernel answers before `send` returns, so nothing waits.
 
 use super::attribute::{self, Writer};
-use super::{ACK, Batch, DUMP, GET_CHAIN, GET_GENERATION, GET_RULE, GET_TABLE, REQUEST, SUBSYSTEM, write_message};
+use super::{
+    ACK, Batch, DUMP, Family, GET_CHAIN, GET_GENERATION, GET_RULE, GET_TABLE, REQUEST, SUBSYSTEM, write_message,
+};
 use netlink_sys::{AsyncSocket, Socket as Netlink, SocketAddr, TokioSocket, protocols::NETLINK_NETFILTER};
 use nix::sys::socket::{setsockopt, sockopt};
 use std::future::poll_fn;
@@ -105,7 +107,11 @@ impl Socket {
     }
 
     pub fn has_table(&self, table: &str) -> io::Result<bool> {
-        self.send(GET_TABLE, ACK, LAST_SEQUENCE, super::FAMILY_IPV4, |message| {
+        self.has_table_of(Family::Ipv4, table)
+    }
+
+    pub fn has_table_of(&self, family: Family, table: &str) -> io::Result<bool> {
+        self.send(GET_TABLE, ACK, LAST_SEQUENCE, family as u8, |message| {
             message.text(1, table);
         })?;
         let mut code = 0;
