@@ -304,6 +304,8 @@ impl Bed {
         let mut command = namespace.run("python3");
         command.args(["-c", DETOUR, SERVER_IP, &delay_s.to_string()]);
         let child = command.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().expect("tests/run installs python3");
+        let listens = || ok(namespace.run("ss").args(["-ltn"])).contains(":6443");
+        assert!(bounded(Duration::from_secs(20), listens), "the detour listens");
         self.detour = Some((namespace, child));
         format!("https://{DETOUR_IP}:6443")
     }
