@@ -10,8 +10,10 @@
 )]
 
 #[path = "../tests/node/network.rs"]
+#[allow(unused_imports, reason = "the tests of these files use more of it")]
 mod network;
 #[path = "../tests/node/peers.rs"]
+#[allow(unused_imports, reason = "the tests of these files use more of it")]
 mod peers;
 
 use edgelet::peers::Mode;

@@ -165,7 +165,8 @@ mod tests {
 
     #[test]
     fn the_lowest_free_part_is_given() {
-        let cases: [(&str, u8, Option<&str>, &[&str], Option<&str>); 10] = [
+        type Case<'a> = (&'a str, u8, Option<&'a str>, &'a [&'a str], Option<&'a str>);
+        let cases: [Case; 10] = [
             ("10.42.0.0/16", 24, None, &[], Some("10.42.0.0/24")),
             ("10.42.0.0/16", 24, None, &["10.42.0.0/24", "10.42.2.0/24"], Some("10.42.1.0/24")),
             // Somebody's larger or smaller part counts too.

@@ -258,9 +258,9 @@ mod tests {
         let behind_nat = tunnel(1, None, "10.42.1.0/24");
         let both = [a.clone(), b.clone()];
         assert_eq!(changes(&both, &both), []);
-        assert_eq!(changes(&both, &[a.clone()]), [Change::Remove([2; 32])]);
-        assert_eq!(changes(&[a.clone()], &both), [Change::Set(b)]);
-        assert_eq!(changes(&[a.clone()], &[moved.clone()]), [Change::Set(moved)]);
+        assert_eq!(changes(&both, std::slice::from_ref(&a)), [Change::Remove([2; 32])]);
+        assert_eq!(changes(std::slice::from_ref(&a), &both), [Change::Set(b)]);
+        assert_eq!(changes(std::slice::from_ref(&a), std::slice::from_ref(&moved)), [Change::Set(moved)]);
         assert_eq!(changes(&[a], &[behind_nat]), [], "where it was heard from stays");
     }
 }

@@ -82,7 +82,8 @@ mod tests {
         let addresses = json!([{"type": "Hostname", "address": "b"}, {"type": "InternalIP", "address": "fd00::2"},
             {"type": "InternalIP", "address": "192.168.1.2"}]);
         let ready = json!([{"type": "Ready", "status": "True"}]);
-        let cases: [(Value, Value, Option<(&str, Option<&str>, bool)>); 4] = [
+        type Read<'a> = Option<(&'a str, Option<&'a str>, bool)>;
+        let cases: [(Value, Value, Read); 4] = [
             (
                 json!({"podCIDR": "10.42.1.0/24"}),
                 json!({"addresses": addresses, "conditions": ready}),

@@ -298,7 +298,8 @@ mod tests {
         use Verdict::{Lost, Unknown};
         let (lan, public, behind) = ("192.168.1.9", "203.0.113.9", Some("192.168.1.1"));
         // Mode, address, reach, plain packets, addresses, the peer takes VXLAN → way, state, a word of the reason.
-        let cases: Vec<(Mode, &str, Reach, Verdict, Verdict, bool, &str, State, &str)> = vec![
+        type Case<'a> = (Mode, &'a str, Reach, Verdict, Verdict, bool, &'a str, State, &'a str);
+        let cases: Vec<Case> = vec![
             (Mode::Auto, lan, by(None), PASSES, PASSES, true, "route", Works, ""),
             (Mode::Auto, lan, by(None), Unknown, Unknown, true, "route", Trying, ""),
             (Mode::Auto, lan, by(None), Lost, PASSES, true, "vxlan", Works, "dropped"),

@@ -168,11 +168,11 @@ impl Bus {
 
     async fn receive(&mut self) -> io::Result<Message> {
         loop {
-            if let Some(length) = message_length(&self.received)? {
-                if self.received.len() >= length {
-                    let bytes: Vec<u8> = self.received.drain(..length).collect();
-                    return self.decode(&bytes);
-                }
+            if let Some(length) = message_length(&self.received)?
+                && self.received.len() >= length
+            {
+                let bytes: Vec<u8> = self.received.drain(..length).collect();
+                return self.decode(&bytes);
             }
             self.read().await?;
         }

@@ -5,29 +5,45 @@ use super::*;
 use crate::api::object::ObjectExt;
 use crate::client::kubeconfig::Access;
 use crate::client::remote::Remote;
-use crate::client::{LEASES, NODES, uplink};
+use crate::client::{LEASES, NODES, SECRETS, uplink};
 use crate::network::resolve::Resolver;
+use crate::pki::certificate::{self, Credentials};
+use crate::pki::node_key::{self, NODES_GROUP, NodeKey};
 use crate::tunnel::{self, Streams};
+use std::collections::BTreeMap;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{mpsc, watch};
 
 /// A client with a certificate of this user.
 fn client(served: &super::wire::Served, user: &str, group: Option<&str>) -> Remote {
+    with_credentials(served, &served.cluster.server.pki().issue_client(user, group).unwrap())
+}
+
+/// A client of a node whose key is on record, as joining leaves it.
+async fn node_client(served: &super::wire::Served, node: &str) -> Remote {
     let pki = served.cluster.server.pki();
-    let credentials = pki.issue_client(user, group).unwrap();
+    let credentials = pki.issue_client(&format!("system:node:{node}"), Some(NODES_GROUP)).unwrap();
+    let (certificate, _) = credentials.der().unwrap();
+    let record = NodeKey::new(&certificate::key_hash(&certificate).unwrap(), BTreeMap::new());
+    served.remote.create(SECRETS, node_key::NAMESPACE, record.object(node)).await.unwrap();
+    with_credentials(served, &credentials)
+}
+
+fn with_credentials(served: &super::wire::Served, credentials: &Credentials) -> Remote {
+    let pki = served.cluster.server.pki();
     let access = Access {
         server: format!("https://{}", served.address),
         ca_pem: pki.ca_pem().into_bytes(),
-        client_certificate_pem: credentials.certificate_pem.into_bytes(),
-        client_key_pem: credentials.key_pem.into_bytes(),
+        client_certificate_pem: credentials.certificate_pem.clone().into_bytes(),
+        client_key_pem: credentials.key_pem.clone().into_bytes(),
         ..Access::default()
     };
     Remote::new(access, Resolver::default()).unwrap()
 }
 
 /// A node's uplink, its state and the streams that reach it.
-fn uplink(served: &mut super::wire::Served, node: &str) -> (watch::Receiver<uplink::State>, Streams) {
-    let remote = client(served, &format!("system:node:{node}"), Some("system:nodes"));
+async fn uplink(served: &mut super::wire::Served, node: &str) -> (watch::Receiver<uplink::State>, Streams) {
+    let remote = node_client(served, node).await;
     let (sender, streams) = mpsc::channel(4);
     let (state, states) = watch::channel(uplink::State::default());
     let changed = watch::channel(0).1;
@@ -41,7 +57,7 @@ async fn a_node_is_reached_through_the_tunnel_it_opens_and_its_lease_is_kept() {
     let mut served = serve().await;
     let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "a"}});
     let node = served.remote.create(NODES, "", node).await.unwrap().object().unwrap();
-    let (mut state, mut streams) = uplink(&mut served, "a");
+    let (mut state, mut streams) = uplink(&mut served, "a").await;
     state.wait_for(|state| matches!(state, uplink::State::Connected)).await.unwrap();
     let tunnels = served.cluster.server.tunnels().clone();
     // The node knows of the tunnel a moment before the server has taken it over.
@@ -82,7 +98,7 @@ async fn nobody_else_gets_a_tunnel() {
         let error = remote.upgrade(tunnel::PATH, tunnel::PROTOCOL).await.err().expect("refused");
         assert_eq!(error.code, code, "{error}");
     }
-    let node = client(&served, "system:node:a", Some("system:nodes"));
+    let node = node_client(&served, "a").await;
     let error = node.upgrade(tunnel::PATH, "websocket").await.err().expect("refused");
     assert_eq!((error.code, error.message.contains("edgelet-tunnel")), (400, true), "{error}");
     assert!(!served.cluster.server.tunnels().is_connected("a"));
@@ -91,7 +107,7 @@ async fn nobody_else_gets_a_tunnel() {
 #[tokio::test]
 async fn a_peer_that_speaks_nonsense_after_the_upgrade_is_dropped() {
     let served = serve().await;
-    let node = client(&served, "system:node:a", Some("system:nodes"));
+    let node = node_client(&served, "a").await;
     let mut io = node.upgrade(tunnel::PATH, tunnel::PROTOCOL).await.unwrap();
     io.write_all(&[0xff; 4096]).await.unwrap();
     let mut rest = Vec::new();

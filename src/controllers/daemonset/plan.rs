@@ -119,8 +119,8 @@ fn manage(observed: &Observed) -> Plan {
         }
     }
     delete.extend(lost(observed, &by_node));
-    plan.actions.extend([(!delete.is_empty()).then(|| Action::Delete(delete))].into_iter().flatten());
-    plan.actions.extend([(!create.is_empty()).then(|| Action::Create(create))].into_iter().flatten());
+    plan.actions.extend([(!delete.is_empty()).then_some(Action::Delete(delete))].into_iter().flatten());
+    plan.actions.extend([(!create.is_empty()).then_some(Action::Create(create))].into_iter().flatten());
     plan
 }
 
