@@ -188,6 +188,7 @@ impl Machine {
     }
 
     /// Bytes on the machine's own wire so far, both ways.
+    #[allow(dead_code, reason = "read by benches/fleet.rs")]
     pub fn wire_bytes(&self) -> u64 {
         let text = self.namespace.ip("-s -j link show dev eth0");
         let value: serde_json::Value = serde_json::from_str(&text).unwrap();
