@@ -6,7 +6,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-size_limit_bytes=$((16 << 20))
+size_limit_bytes=${SIZE_LIMIT_BYTES:-$((16 << 20))}
 
 case "${1:-}" in
   x86_64 | amd64 | x86_64-unknown-linux-gnu) target=x86_64-unknown-linux-gnu triple=x86_64-linux-gnu ;;

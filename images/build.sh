@@ -113,6 +113,11 @@ install -m 755 images/board/{rcS,rcK} "$root/etc/init.d/"
 install -m 644 images/board/inittab "$root/etc/inittab"
 install -m 644 images/board/board.sh "$root/etc/edgelet/board.sh"
 install -m 755 images/board/udhcpc.script "$root/etc/udhcpc.script"
+install -m 755 images/board/network "$root/etc/network.sh"
+install -m 644 images/board/mdev.conf "$root/etc/mdev.conf"
+# Whom pulls over HTTPS trust; put together as the package's own script does.
+mkdir -p "$root/etc/ssl/certs"
+find "$packages/usr/share/ca-certificates/mozilla" -name '*.crt' | sort | xargs cat >"$root/etc/ssl/certs/ca-certificates.crt"
 echo "$SOURCE_DATE_EPOCH" >"$root/etc/edgelet/image-epoch"
 # Nobody has a password; root comes in by the key on the card alone.
 printf 'root:*:0:0:root:/root:/bin/sh\nopenntpd:*:100:100::/run/openntpd:/bin/false\n' >"$root/etc/passwd"

@@ -16,6 +16,7 @@ use crate::image::pull::Puller;
 use crate::kubelet::board::Board;
 use crate::kubelet::eviction;
 use crate::kubelet::node_status::{self, Machine};
+use crate::kubelet::plugin;
 use crate::kubelet::shutdown::{self as machine_shutdown, ShutdownConfig};
 use crate::kubelet::{Heartbeat, Kubelet, KubeletConfig, server as kubelet_server};
 use crate::network::resolve::Resolver;
@@ -95,6 +96,7 @@ pub async fn start(config: &Config, link: NodeLink, tree: &mut Tree) -> anyhow::
     tree.spawn("kubelet server", kubelet_server::serve(kubelet.clone(), streams, tree.shutdown()));
     let listening = kubelet_server::listen(kubelet.clone(), socket(&config.run_directory), tree.shutdown());
     tree.spawn("local socket", listening);
+    tree.spawn("device plugins", plugin::run(kubelet.clone(), config.run_directory.clone(), tree.shutdown()));
     tree.spawn("node status", node_status::run(kubelet.clone(), informers, tree.shutdown()));
     tree.spawn("pressure", eviction::run(kubelet.clone(), tree.shutdown()));
     tree.spawn(

@@ -35,28 +35,33 @@ write_config() {
   umask 022
 }
 
+# What there is now, and through mdev what comes later: a Pi 3's own port hangs on its USB.
 start_network() {
-  ssid=$(setting wifi-ssid)
-  for path in /sys/class/net/*; do
-    interface=${path##*/}
-    case "$interface" in lo | edge* | vx* | wg*) continue ;; esac
-    ip link set "$interface" up
-    if [ -e "$path/wireless" ] || [ -e "$path/phy80211" ]; then
-      [ -n "$ssid" ] || continue
-      start_wifi "$interface"
-    fi
-    if [ -n "$(setting address)" ]; then
-      ip addr add "$(setting address)" dev "$interface"
-      [ -z "$(setting gateway)" ] || ip route add default via "$(setting gateway)" dev "$interface"
-      setting dns | tr ', ' '\n\n' | sed -n 's/^\(..*\)$/nameserver \1/p' >/etc/resolv.conf
-      break
-    fi
-    udhcpc -b -S -i "$interface" -x "hostname:$(board_name)" -s /etc/udhcpc.script >/dev/null 2>&1 &
-  done
+  for path in /sys/class/net/*; do start_interface "${path##*/}"; done
   mkdir -p /run/openntpd /var/lib/openntpd/db
   echo "servers $(setting ntp | grep . || echo pool.ntp.org)" >/run/ntpd.conf
-  # -s: a board without a battery is far off at first.
-  ntpd -s -f /run/ntpd.conf >/dev/null 2>&1
+  # -s: a board without a battery is far off at first. It waits for answers; nothing here does.
+  ntpd -s -f /run/ntpd.conf >/dev/null 2>&1 &
+}
+
+# Cable and Wi-Fi; not the pods' links.
+start_interface() {
+  case "$1" in eth* | en* | usb* | wlan*) ;; *) return 0 ;; esac
+  mkdir -p /run/network
+  mkdir "/run/network/$1" 2>/dev/null || return 0
+  ip link set "$1" up
+  if [ -e "/sys/class/net/$1/wireless" ] || [ -e "/sys/class/net/$1/phy80211" ]; then
+    ssid=$(setting wifi-ssid)
+    [ -n "$ssid" ] || return 0
+    start_wifi "$1"
+  fi
+  if [ -z "$(setting address)" ]; then
+    udhcpc -b -S -i "$1" -x "hostname:$(board_name)" -s /etc/udhcpc.script >/dev/null 2>&1 &
+  elif mkdir /run/network/address 2>/dev/null; then
+    ip addr add "$(setting address)" dev "$1"
+    [ -z "$(setting gateway)" ] || ip route add default via "$(setting gateway)" dev "$1"
+    setting dns | tr ', ' '\n\n' | sed -n 's/^\(..*\)$/nameserver \1/p' >/etc/resolv.conf
+  fi
 }
 
 start_wifi() {

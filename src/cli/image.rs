@@ -2,7 +2,7 @@
 
 use super::get::aligned;
 use crate::clock::Clock;
-use crate::image::manifest::Process;
+use crate::image::manifest::{Platform, Process};
 use crate::image::pull::Puller;
 use crate::image::{Image, ImageStore};
 use anyhow::{Context, bail};
@@ -54,6 +54,9 @@ enum Command {
         source: PathBuf,
         #[arg(short, long)]
         tag: String,
+        /// What the programs in it run on, OS/ARCHITECTURE[/VARIANT] [default: this machine's]
+        #[arg(long)]
+        platform: Option<Platform>,
         /// Environment, NAME=VALUE
         #[arg(long)]
         env: Vec<String>,
@@ -94,7 +97,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         }
         Command::Import { file, tag } => import(&images, &file, tag.as_deref())?,
         Command::Export { file, images: names } => export(&images, &file, &names)?,
-        Command::Build { source, tag, env, workdir, user, entrypoint, cmd } => {
+        Command::Build { source, tag, platform, env, workdir, user, entrypoint, cmd } => {
             let process = Process {
                 env: (!env.is_empty()).then_some(env),
                 entrypoint: entrypoint.map(|word| vec![word]),
@@ -103,7 +106,8 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
                 user,
                 ..Process::default()
             };
-            println!("{}", build(&images, &source, process, &tag)?);
+            let platform = platform.unwrap_or_else(Platform::host);
+            println!("{}", build(&images, &source, platform, process, &tag)?);
         }
         Command::Tag { image, name } => images.tag(&image, &name)?,
         Command::Remove { images: names } => names.iter().try_for_each(|name| images.remove(name))?,
@@ -113,19 +117,30 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
 }
 
 /// An image of a folder, or of one static binary.
-fn build(images: &ImageStore, source: &Path, process: Process, tag: &str) -> anyhow::Result<String> {
+fn build(
+    images: &ImageStore,
+    source: &Path,
+    platform: Platform,
+    process: Process,
+    tag: &str,
+) -> anyhow::Result<String> {
     if source.is_dir() {
-        return Ok(images.build(source, process, tag)?);
+        return Ok(images.build_for(platform, source, process, tag)?);
     }
     let name = source.file_name().context("name a folder or a binary")?.to_string_lossy();
-    build_as(images, source, &name, process, tag)
+    build_binary(images, source, &name, platform, process, tag)
 }
 
-/// An image with one static binary as `/bin/NAME`.
-pub fn build_as(
+/// An image with one static binary of this machine's as `/bin/NAME`.
+pub fn build_as(images: &ImageStore, source: &Path, name: &str, process: Process, tag: &str) -> anyhow::Result<String> {
+    build_binary(images, source, name, Platform::host(), process, tag)
+}
+
+fn build_binary(
     images: &ImageStore,
     source: &Path,
     name: &str,
+    platform: Platform,
     mut process: Process,
     tag: &str,
 ) -> anyhow::Result<String> {
@@ -140,7 +155,7 @@ pub fn build_as(
     if process.entrypoint.is_none() {
         process.entrypoint = Some(vec![format!("/bin/{name}")]);
     }
-    Ok(images.build(root.path(), process, tag)?)
+    Ok(images.build_for(platform, root.path(), process, tag)?)
 }
 
 fn import(images: &ImageStore, file: &Path, tag: Option<&str>) -> anyhow::Result<()> {

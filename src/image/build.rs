@@ -12,8 +12,13 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 impl ImageStore {
-    /// Makes an image of the tree under `root` and tags it; returns its id. Blocking.
+    /// Makes an image of the tree under `root` for machines like this one and tags it; returns its id. Blocking.
     pub fn build(&self, root: &Path, process: Process, tag: &str) -> Result<String> {
+        self.build_for(Platform::host(), root, process, tag)
+    }
+
+    /// The same for another platform's programs. Nothing of the tree is run.
+    pub fn build_for(&self, platform: Platform, root: &Path, process: Process, tag: &str) -> Result<String> {
         let tag = Reference::parse(tag)?.to_string();
         let _adding = self.adding()?;
         let mut hash = HashWriter(Sha256::new());
@@ -27,11 +32,10 @@ impl ImageStore {
             write_layer(root, &mut file).map_err(disk(&path))?;
             size_bytes = self.add_layer(File::open(&path).map_err(disk(&path))?, &diff_id)?;
         }
-        let host = Platform::host();
         let config = Config {
-            architecture: host.architecture,
-            os: host.os,
-            variant: host.variant,
+            architecture: platform.architecture,
+            os: platform.os,
+            variant: platform.variant,
             created: None,
             config: process,
             rootfs: RootFs { kind: "layers".into(), diff_ids: vec![diff_id] },

@@ -99,6 +99,24 @@ pub struct RootFs {
     pub diff_ids: Vec<String>,
 }
 
+impl std::str::FromStr for Platform {
+    type Err = String;
+
+    /// As tools spell it: `linux/arm64`, `linux/arm/v7`.
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        let parts: Vec<&str> = text.split('/').collect();
+        let (os, architecture, variant) = match parts[..] {
+            [os, architecture] => (os, architecture, ""),
+            [os, architecture, variant] if !variant.is_empty() => (os, architecture, variant),
+            _ => return Err(format!("platform {text:?} is not OS/ARCHITECTURE[/VARIANT]")),
+        };
+        if os.is_empty() || architecture.is_empty() {
+            return Err(format!("platform {text:?} is not OS/ARCHITECTURE[/VARIANT]"));
+        }
+        Ok(Self { architecture: architecture.into(), os: os.into(), variant: variant.into() })
+    }
+}
+
 impl Platform {
     /// The platform this binary was built for, in OCI's words.
     pub fn host() -> Self {
@@ -158,6 +176,21 @@ mod tests {
             ..Descriptor::default()
         };
         Manifest { manifests: platforms.iter().map(describe).collect(), ..Manifest::default() }
+    }
+
+    #[test]
+    fn platforms_are_read_as_tools_spell_them() {
+        let read = |text: &str| text.parse::<Platform>();
+        let platform = |architecture: &str, variant: &str| Platform {
+            architecture: architecture.into(),
+            os: "linux".into(),
+            variant: variant.into(),
+        };
+        assert_eq!(read("linux/arm64"), Ok(platform("arm64", "")));
+        assert_eq!(read("linux/arm/v7"), Ok(platform("arm", "v7")));
+        for wrong in ["arm64", "linux/", "/arm64", "linux/arm/", "linux/arm/v7/x", ""] {
+            assert!(read(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

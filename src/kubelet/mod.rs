@@ -20,6 +20,7 @@ mod memory;
 pub mod node_status;
 mod operation;
 mod plan;
+pub mod plugin;
 mod probe;
 mod references;
 mod resources;
@@ -142,6 +143,7 @@ pub struct Kubelet {
     starts: Semaphore,
     /// One container at a time chooses among the devices that are free.
     device_turn: tokio::sync::Mutex<()>,
+    plugins: plugin::Plugins,
     started_at: Timestamp,
     node_written_at: Mutex<Option<Timestamp>>,
     /// The node's own object.
@@ -203,6 +205,7 @@ impl Kubelet {
             pulls: Semaphore::new(PULLS_LIMIT as usize),
             starts: Semaphore::new(STARTS_LIMIT),
             device_turn: tokio::sync::Mutex::default(),
+            plugins: plugin::Plugins::default(),
             started_at: clock.now(),
             node_written_at: Mutex::default(),
             node_changed: Notify::new(),

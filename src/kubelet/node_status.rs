@@ -350,8 +350,13 @@ async fn status(kubelet: &Kubelet, held: &Value) -> Value {
     let addresses = node_ips.iter().map(|ip| json!({"type": "InternalIP", "address": ip.to_string()}));
     let hostname = json!({"type": "Hostname", "address": config.node_name});
     let devices = device::amounts(&device::supplies(Path::new("/"), &config.devices));
-    let quantities = |map: &BTreeMap<String, Quantity>| -> Map<String, Value> {
-        map.iter().chain(&devices).map(|(name, quantity)| (name.clone(), json!(quantity.to_string()))).collect()
+    let (plugged, healthy) = kubelet.plugins.amounts();
+    let quantities = |map: &BTreeMap<String, Quantity>, more: &BTreeMap<String, Quantity>| -> Map<String, Value> {
+        map.iter()
+            .chain(&devices)
+            .chain(more)
+            .map(|(name, quantity)| (name.clone(), json!(quantity.to_string())))
+            .collect()
     };
     let health = Health::observe(Path::new("/"));
     let holds = |r#type: &str| condition_holds(held, r#type);
@@ -360,8 +365,8 @@ async fn status(kubelet: &Kubelet, held: &Value) -> Value {
     conditions.extend(machine.conditions(&distress));
     json!({
         "addresses": addresses.chain([hostname]).collect::<Value>(),
-        "capacity": quantities(&config.capacity),
-        "allocatable": quantities(&config.allocatable),
+        "capacity": quantities(&config.capacity, &plugged),
+        "allocatable": quantities(&config.allocatable, &healthy),
         "conditions": as_objects(conditions, held, &kubelet.clock.now_rfc3339()),
         "daemonEndpoints": {"kubeletEndpoint": {"Port": KUBELET_PORT}},
         "images": images(kubelet).await,

@@ -232,6 +232,11 @@ impl Job {
             config.env.extend(device::variables(&given));
             Some(choice)
         };
+        if let Some(grant) = self.kubelet.plugged(&self.pod.metadata.uid, container).await.map_err(config_error)? {
+            config.devices.extend(grant.devices);
+            config.env.extend(grant.env);
+            config.mounts.extend(grant.mounts);
+        }
         let _turn = self.kubelet.starts.acquire().await.expect("the semaphore is never closed");
         let created = self.kubelet.runtime.create_container(&self.pod.metadata.uid, config).await;
         created.map_err(|error| Failure { reason: reason_text(error.reason).to_owned(), message: error.message })
