@@ -1,20 +1,22 @@
 #!/usr/bin/env bash
-# Builds a flashable image: images/build.sh rpi|virt [--binary FILE] [--settings FILE] [--no-compress]
+# Builds a flashable image: images/build.sh rpi|virt [--binary FILE] [--settings FILE] [--url URL] [--no-compress]
 #   rpi   SD card for Raspberry Pi 3, Zero 2 W and 4; Debian's kernel has no driver for the card of a Pi 5
 #   virt  the same without the firmware, for an emulated aarch64 board (QEMU's -M virt)
 # From Debian's packages alone, none of them run or installed: no loop mounts, no emulation, no root. The same
 # packages, binary and date give the same bytes. Prints the image's path.
+#   --url  the folder on the network where it will lie, for os_list.json, which Raspberry Pi Imager takes as --repo
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-usage() { sed -n '2,4s/^# *//p' "$0" >&2; exit 2; }
+usage() { sed -n '2,7s/^# *//p' "$0" >&2; exit 2; }
 board=${1:-}
 case "$board" in rpi | virt) shift ;; *) usage ;; esac
-binary= settings=images/board/edgelet.yaml compress=1
+binary= settings=images/board/edgelet.yaml url= compress=1
 while [ $# -gt 0 ]; do
   case "$1" in
     --binary) binary=$2; shift 2 ;;
     --settings) settings=$2; shift 2 ;;
+    --url) url=${2%/}/; shift 2 ;;
     --no-compress) compress=; shift ;;
     *) usage ;;
   esac
@@ -217,7 +219,7 @@ if [ -n "$compress" ]; then
   (cd "$work" && sha256sum "edgelet-$board.img" "edgelet-$board.img.xz") >"$work/SHA256SUMS"
   cat >"$work/os_list.json" <<JSON
 {"os_list": [{"name": "edgelet", "description": "Kubernetes for small boards: edit edgelet.yaml on the card, then boot",
-"url": "edgelet-$board.img.xz", "extract_size": $(stat -c %s "$image"), "extract_sha256": "$(sha256sum <"$image" | cut -d' ' -f1)",
+"url": "${url}edgelet-$board.img.xz", "extract_size": $(stat -c %s "$image"), "extract_sha256": "$(sha256sum <"$image" | cut -d' ' -f1)",
 "image_download_size": $bytes, "image_download_sha256": "$(sha256sum <"$image.xz" | cut -d' ' -f1)",
 "release_date": "$(date -u -d "@$SOURCE_DATE_EPOCH" +%F)", "devices": ["pi3-64bit", "pi4-64bit"], "init_format": "none"}]}
 JSON
