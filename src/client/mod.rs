@@ -172,7 +172,7 @@ macro_rules! either {
             Client::Local(client) => client.$method($($argument),*).await,
             Client::Remote(client) => client.$method($($argument),*).await,
             #[cfg(any(test, feature = "fake"))]
-            Client::Cut(client) => client.$method($($argument),*).await,
+            Client::Cut(client) => Box::pin(client.open()?.$method($($argument),*)).await,
         }
     };
 }
@@ -202,7 +202,12 @@ impl Client {
         namespace: &str,
         options: &ListOptions,
     ) -> Result<BoxStream<'static, Result<WatchEvent>>> {
-        either!(self.watch(resource, namespace, options))
+        let events = either!(self.watch(resource, namespace, options))?;
+        #[cfg(any(test, feature = "fake"))]
+        if let Self::Cut(client) = self {
+            return Ok(client.until_cut(events));
+        }
+        Ok(events)
     }
     pub async fn create(&self, resource: Resource, namespace: &str, object: Object) -> Result<Item> {
         either!(self.create(resource, namespace, object))
