@@ -24,14 +24,13 @@ pub const PIPE_BYTES: usize = 16 << 10;
 /// What streams to the kubelet ask for, inside a tunnel.
 const KUBELET_PATH: &str = "/kubelet";
 /// Streams of one tunnel at a time.
-const STREAMS_LIMIT: u32 = 256;
+const STREAMS_LIMIT: u32 = 128;
 const HEADERS_LIMIT_BYTES: u32 = 4 << 10;
-/// Bytes in flight per stream; enough for 20 Mbit/s at a tenth of a second.
-const WINDOW_BYTES: u32 = 256 << 10;
-
-const fn connection_window() -> u32 {
-    WINDOW_BYTES * 4
-}
+/// Bytes in flight per stream; enough for 10 Mbit/s at a tenth of a second.
+const WINDOW_BYTES: u32 = 128 << 10;
+/// Bytes in flight per tunnel: every stream has its window, so that streams nobody reads stall no other. It is what
+/// a tunnel holds at most, 16 MiB, when nobody reads any of its streams; memory is taken by bytes that came.
+const CONNECTION_WINDOW_BYTES: u32 = STREAMS_LIMIT * WINDOW_BYTES;
 
 /// Opens streams to one node.
 pub trait Dial: Send + Sync {

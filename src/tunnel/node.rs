@@ -2,7 +2,7 @@
 
 use super::rhythm::Rhythm;
 use super::stream::TunnelStream;
-use super::{HEADERS_LIMIT_BYTES, KUBELET_PATH, STREAMS_LIMIT, WINDOW_BYTES, connection_window};
+use super::{CONNECTION_WINDOW_BYTES, HEADERS_LIMIT_BYTES, KUBELET_PATH, STREAMS_LIMIT, WINDOW_BYTES};
 use crate::sys::Stream;
 use bytes::Bytes;
 use h2::server::{Builder, SendResponse};
@@ -40,7 +40,7 @@ pub async fn serve(
         .max_concurrent_streams(STREAMS_LIMIT)
         .max_header_list_size(HEADERS_LIMIT_BYTES)
         .initial_window_size(WINDOW_BYTES)
-        .initial_connection_window_size(connection_window())
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_send_buffer_size(WINDOW_BYTES as usize);
     let mut connection = match tokio::time::timeout(ANSWER_TIMEOUT, builder.handshake::<_, Bytes>(io)).await {
         Err(_) => return End::Silent,
@@ -95,6 +95,6 @@ fn hand_over(request: Request<RecvStream>, mut respond: SendResponse<Bytes>, kub
     *response.status_mut() = code;
     // A stream that was given up meanwhile needs no answer.
     if let (Ok(output), Ok(place)) = (respond.send_response(response, last), place) {
-        place.send(Box::new(TunnelStream::new(output, request.into_body())));
+        place.send(Box::new(TunnelStream::new(output, request.into_body(), None)));
     }
 }

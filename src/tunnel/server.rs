@@ -1,7 +1,7 @@
 //! The server's end of a tunnel: opens streams to the node, and hears whether it lives.
 
 use super::stream::TunnelStream;
-use super::{Dial, HEADERS_LIMIT_BYTES, KUBELET_PATH, STREAMS_LIMIT, WINDOW_BYTES, connection_window};
+use super::{CONNECTION_WINDOW_BYTES, Dial, HEADERS_LIMIT_BYTES, KUBELET_PATH, STREAMS_LIMIT, WINDOW_BYTES};
 use crate::clock::monotonic;
 use crate::sys::Stream;
 use bytes::Bytes;
@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 
 /// A node pings far more often than this.
@@ -39,7 +39,7 @@ pub async fn open(io: impl Stream + 'static) -> io::Result<Tunnel> {
         .initial_max_send_streams(STREAMS_LIMIT as usize)
         .max_header_list_size(HEADERS_LIMIT_BYTES)
         .initial_window_size(WINDOW_BYTES)
-        .initial_connection_window_size(connection_window())
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_send_buffer_size(WINDOW_BYTES as usize);
     let handshake = builder.handshake(Heard { io, heard });
     let (requests, connection) = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake)
@@ -55,7 +55,8 @@ pub async fn open(io: impl Stream + 'static) -> io::Result<Tunnel> {
             () = silence => io::Error::new(io::ErrorKind::TimedOut, "the node is silent"),
         }
     };
-    Ok(Tunnel { dial: Arc::new(Far(requests)), heard: hears, run: Box::pin(run) })
+    let places = Arc::new(Semaphore::new(STREAMS_LIMIT as usize));
+    Ok(Tunnel { dial: Arc::new(Far { requests, places }), heard: hears, run: Box::pin(run) })
 }
 
 async fn silence(mut heard: watch::Receiver<Instant>) {
@@ -67,7 +68,11 @@ async fn silence(mut heard: watch::Receiver<Instant>) {
     }
 }
 
-struct Far(SendRequest<Bytes>);
+struct Far {
+    requests: SendRequest<Bytes>,
+    /// One per stream: a stream too many is refused, where `h2` would let it wait for ever.
+    places: Arc<Semaphore>,
+}
 
 impl Dial for Far {
     fn dial(&self) -> BoxFuture<'_, io::Result<Box<dyn Stream>>> {
@@ -75,14 +80,18 @@ impl Dial for Far {
             let request =
                 Request::post(format!("https://node{KUBELET_PATH}")).body(()).expect("static parts are valid");
             let gone = |error: h2::Error| io::Error::new(io::ErrorKind::NotConnected, error);
-            let mut requests = self.0.clone().ready().await.map_err(gone)?;
+            let place = self.places.clone().try_acquire_owned().map_err(|_| {
+                let text = format!("{STREAMS_LIMIT} streams to the node are open already");
+                io::Error::new(io::ErrorKind::QuotaExceeded, text)
+            })?;
+            let mut requests = self.requests.clone().ready().await.map_err(gone)?;
             let (response, output) = requests.send_request(request, false).map_err(gone)?;
             let response = response.await.map_err(gone)?;
             if response.status() != StatusCode::OK {
                 let text = format!("the node refused a stream: {}", response.status());
                 return Err(io::Error::new(io::ErrorKind::ConnectionRefused, text));
             }
-            Ok(Box::new(TunnelStream::new(output, response.into_body())) as Box<dyn Stream>)
+            Ok(Box::new(TunnelStream::new(output, response.into_body(), Some(place))) as Box<dyn Stream>)
         })
     }
 }

@@ -7,6 +7,7 @@ use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::OwnedSemaphorePermit;
 
 /// What one write hands over at most.
 const CHUNK_BYTES: usize = 16 << 10;
@@ -17,11 +18,13 @@ pub struct TunnelStream {
     /// Received and not read yet; its window is given back as it is read.
     unread: Bytes,
     ended: bool,
+    /// Among the streams of the tunnel; only who opens them counts.
+    _place: Option<OwnedSemaphorePermit>,
 }
 
 impl TunnelStream {
-    pub fn new(output: SendStream<Bytes>, input: RecvStream) -> Self {
-        Self { output, input, unread: Bytes::new(), ended: false }
+    pub fn new(output: SendStream<Bytes>, input: RecvStream, place: Option<OwnedSemaphorePermit>) -> Self {
+        Self { output, input, unread: Bytes::new(), ended: false, _place: place }
     }
 }
 

@@ -57,6 +57,44 @@ async fn many_streams_share_a_tunnel_and_a_dropped_one_harms_no_other() {
     assert_eq!(kept.read_u8().await.unwrap(), b'y');
 }
 
+#[tokio::test]
+async fn streams_that_nobody_reads_stall_no_other_and_one_too_many_is_refused() {
+    let (tunnel, _node, _changes) = tunnel().await;
+    tokio::spawn(tunnel.run);
+    let mut stalled = Vec::new();
+    for _ in 1..STREAMS_LIMIT {
+        let (input, mut output) = tokio::io::split(tunnel.dial.dial().await.unwrap());
+        // It all comes back, and is never read.
+        let writer = tokio::spawn(async move {
+            let mut written = 0_usize;
+            while let Ok(Ok(length)) = tokio::time::timeout(Duration::from_millis(300), output.write(&[7; 4096])).await
+            {
+                written += length;
+            }
+            written
+        });
+        stalled.push((input, writer));
+    }
+    let mut held = Vec::new();
+    for (input, writer) in stalled {
+        let written = writer.await.unwrap();
+        let window = WINDOW_BYTES as usize;
+        // A window each way, and what is on its way between them.
+        assert!(written >= window && written <= 3 * window, "{written}");
+        held.push(input);
+    }
+
+    let (mut input, mut output) = tokio::io::split(tunnel.dial.dial().await.unwrap());
+    let error = tunnel.dial.dial().await.err().expect("one too many");
+    assert_eq!(error.to_string(), "128 streams to the node are open already");
+    let sent = vec![9; 1 << 20];
+    let writing = tokio::spawn(async move { output.write_all(&sent).await });
+    let mut received = vec![0; 1 << 20];
+    let read = tokio::time::timeout(Duration::from_secs(30), input.read_exact(&mut received)).await;
+    read.expect("it flows").unwrap();
+    writing.await.unwrap().unwrap();
+}
+
 #[tokio::test(start_paused = true)]
 async fn pings_keep_an_idle_tunnel_and_a_silent_server_ends_it() {
     let (tunnel, node, _changes) = tunnel().await;
