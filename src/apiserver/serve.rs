@@ -20,14 +20,21 @@ use tokio_rustls::TlsAcceptor;
 use tower_service::Service;
 
 const CONNECTIONS_LIMIT: usize = 1_000;
-const STREAMS_PER_CONNECTION_LIMIT: u32 = 250;
+/// Streams of one connection, and what may wait in each for a client that reads nothing: 16 MiB together.
+const STREAMS_LIMIT: u32 = 250;
+const SEND_BUFFER_BYTES: usize = 64 << 10;
+/// The same for nodes: a watch for every ConfigMap and Secret that their pods refer to, in the same 16 MiB.
+const NODE_STREAMS_LIMIT: u32 = 1_000;
+const NODE_SEND_BUFFER_BYTES: usize = 16 << 10;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long an HTTP/1 connection may wait for its next request.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(90);
 /// How long connections may finish what they began once the end is asked for.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
-/// Silent peers are asked this often by the kernel, not by us.
+/// Silent peers are asked by the kernel, not by us: after so long, then so often until they are given up.
 const KEEPALIVE: Duration = Duration::from_secs(180);
+const PROBE_INTERVAL: Duration = Duration::from_secs(30);
+const PROBES: u32 = 3;
 const BUFFER_BYTES: usize = 16 << 10;
 const STREAM_WINDOW_BYTES: u32 = 64 << 10;
 const CONNECTION_WINDOW_BYTES: u32 = 256 << 10;
@@ -152,12 +159,15 @@ async fn connection(server: ApiServer, stream: TcpStream, from: SocketAddr, acce
         }
     };
     let peer = auth::Peer::from_certificates(stream.get_ref().1.peer_certificates(), &server.pki().trust());
+    if peer.is_node() {
+        end_with_its_node(stream.get_ref().0);
+    }
+    let builder = builder(&peer);
     let router = server.router();
     let service = hyper::service::service_fn(move |mut request: hyper::Request<Incoming>| {
         request.extensions_mut().insert::<Peer>(peer.clone());
         router.clone().call(request.map(Body::new))
     });
-    let builder = builder();
     let mut connection = std::pin::pin!(builder.serve_connection_with_upgrades(TokioIo::new(stream), service));
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
@@ -184,23 +194,35 @@ fn refused(server: &ApiServer, from: SocketAddr, error: &std::io::Error) {
     }
 }
 
-fn builder() -> auto::Builder<TokioExecutor> {
+fn builder(peer: &Peer) -> auto::Builder<TokioExecutor> {
+    let (streams, send_buffer_bytes) = match peer.is_node() {
+        true => (NODE_STREAMS_LIMIT, NODE_SEND_BUFFER_BYTES),
+        false => (STREAMS_LIMIT, SEND_BUFFER_BYTES),
+    };
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT).max_buf_size(BUFFER_BYTES * 4);
     builder
         .http2()
         .timer(TokioTimer::new())
-        .max_concurrent_streams(STREAMS_PER_CONNECTION_LIMIT)
+        .max_concurrent_streams(streams)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-        .max_send_buf_size(BUFFER_BYTES * 4);
+        .max_send_buf_size(send_buffer_bytes);
     builder
 }
 
 fn tune(stream: &TcpStream) {
     let socket = socket2::SockRef::from(stream);
-    let keepalive = socket2::TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE / 6);
+    let keepalive =
+        socket2::TcpKeepalive::new().with_time(KEEPALIVE).with_interval(PROBE_INTERVAL).with_retries(PROBES);
     // Neither is worth refusing a client for.
     let _ = stream.set_nodelay(true);
     let _ = socket.set_tcp_keepalive(&keepalive);
+}
+
+/// What was sent to a node that is gone does not keep its connection for the quarter of an hour that is usual. Not for
+/// everybody: the kernel counts a client that is slow to read, a paused `kubectl exec`, among the dead.
+fn end_with_its_node(stream: &TcpStream) {
+    let socket = socket2::SockRef::from(stream);
+    let _ = socket.set_tcp_user_timeout(Some(KEEPALIVE + PROBE_INTERVAL * PROBES));
 }

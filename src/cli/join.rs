@@ -77,6 +77,7 @@ async fn join(plan: Plan, config_file: PathBuf, foreground: bool) -> anyhow::Res
     let begun = monotonic();
     let identity = joined::identity(&node_command::data_directory(&plan.typed));
     let joined = match identity.load()? {
+        Some(joined) if joined.server == plan.server && plan.is_for_another(&joined)? => plan.enroll(&identity).await?,
         Some(joined) if joined.server == plan.server => {
             say("this board has joined before; its key and certificate are kept");
             joined
@@ -112,6 +113,13 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// Whether the token was made by another cluster than the one the board belongs to, as after its server was set
+    /// up anew.
+    fn is_for_another(&self, joined: &Joined) -> anyhow::Result<bool> {
+        let Ok(token) = JoinToken::parse(&self.token) else { return Ok(false) };
+        Ok(!certificate::bundle(joined.ca_pem.as_bytes())?.iter().any(|authority| token.pins(authority)))
+    }
+
     /// From a token to a certificate; what was achieved before a failure is used again by the next attempt.
     pub async fn enroll(&self, identity: &NodeIdentity) -> anyhow::Result<Joined> {
         let obstacles = check::obstacles();
@@ -126,6 +134,10 @@ impl Plan {
             enroll::from_stranger(&self.server, "/cacerts", &resolver).await.map_err(|error| self.explain(error))?;
         let roots = token.trusted(&sent).context("the server proves to be another than the token's")?;
         say(&format!("{} is the server the token was made for", self.server));
+        let (former, authorities) = (identity.clone(), roots.clone());
+        if tokio::task::spawn_blocking(move || joined::forget_former(&former, &authorities)).await?? {
+            say("what this board kept of another cluster is forgotten");
+        }
         self.check_clock(&roots, &resolver).await?;
 
         let ca_pem = certificate::bundle_pem(&roots);

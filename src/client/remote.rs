@@ -20,9 +20,10 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use serde_json::json;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::net::TcpStream;
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_tungstenite::tungstenite::{self, client::IntoClientRequest};
@@ -36,6 +37,13 @@ const STREAM_WINDOW_BYTES: u32 = 256 << 10;
 const CONNECTION_WINDOW_BYTES: u32 = 1 << 20;
 /// What is read of an error.
 const ERROR_LIMIT_BYTES: usize = 64 << 10;
+/// Idle connections that are to be kept alive: their other end is asked so often once they are silent for too long,
+/// and given up when it has not answered for so long, which survives the loss of a third of the packets.
+const PROBE_INTERVAL: Duration = Duration::from_secs(5);
+const PROBES: u32 = 6;
+/// Watches at a time. What is asked beyond must wait, and must not take the place of plain requests: the server
+/// allows a node a thousand streams.
+const WATCHES_LIMIT: usize = 900;
 const GIVEN_UP: &str = "the connection to the server was given up";
 
 /// A WebSocket to the API server.
@@ -49,6 +57,11 @@ struct Shared {
     session: ArcSwap<Session>,
     /// Counts the sessions; requests of a former one are given up.
     sessions: watch::Sender<u64>,
+    /// How long a connection may be silent, in seconds; 0 = for ever.
+    idle_s: AtomicU64,
+    /// Counts watches whose connection has died.
+    deaths: watch::Sender<u64>,
+    watches: Arc<Semaphore>,
     resolver: Resolver,
     clock: Clock,
 }
@@ -61,7 +74,7 @@ struct Session {
 }
 
 impl Session {
-    fn new(access: Arc<Access>, resolver: &Resolver, clock: &Clock) -> Result<Self> {
+    fn new(access: Arc<Access>, resolver: &Resolver, clock: &Clock, idle_s: u64) -> Result<Self> {
         let mut tls = client_config(&access, clock)?;
         tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         let http = reqwest::Client::builder()
@@ -72,8 +85,12 @@ impl Session {
             .pool_idle_timeout(Duration::from_secs(90))
             .http2_initial_stream_window_size(STREAM_WINDOW_BYTES)
             .http2_initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-            // The server's kernel keeps the connection alive; a second set of probes would only cost bytes.
-            .tcp_keepalive(None)
+            // Unless it is asked for, the server's kernel keeps the connection alive.
+            .tcp_keepalive((idle_s > 0).then(|| Duration::from_secs(idle_s)))
+            .tcp_keepalive_interval(PROBE_INTERVAL)
+            .tcp_keepalive_retries(PROBES)
+            // Holds for probes, too, and must not end a connection that is idle for so long.
+            .tcp_user_timeout(Duration::from_secs(idle_s) + PROBE_INTERVAL * PROBES)
             .build()
             .map_err(Status::internal)?;
         Ok(Self { http, access, tls: Arc::new(tls) })
@@ -88,9 +105,16 @@ impl Remote {
 
     /// The same with the time that certificates are judged by.
     pub fn with_clock(access: Access, resolver: Resolver, clock: Clock) -> Result<Self> {
-        let session = Session::new(Arc::new(access), &resolver, &clock)?;
-        let session = ArcSwap::from_pointee(session);
-        Ok(Self(Arc::new(Shared { session, sessions: watch::Sender::new(0), resolver, clock })))
+        let session = Session::new(Arc::new(access), &resolver, &clock, 0)?;
+        Ok(Self(Arc::new(Shared {
+            session: ArcSwap::from_pointee(session),
+            sessions: watch::Sender::new(0),
+            idle_s: AtomicU64::new(0),
+            deaths: watch::Sender::new(0),
+            watches: Arc::new(Semaphore::new(WATCHES_LIMIT)),
+            resolver,
+            clock,
+        })))
     }
 
     pub fn access(&self) -> Arc<Access> {
@@ -104,9 +128,21 @@ impl Remote {
 
     /// From now on speaks with these credentials; requests under way go on with the former ones.
     pub fn reload(&self, access: Access) -> Result<()> {
-        let fresh = Session::new(Arc::new(access), &self.0.resolver, &self.0.clock)?;
+        let idle_s = self.0.idle_s.load(Ordering::Relaxed);
+        let fresh = Session::new(Arc::new(access), &self.0.resolver, &self.0.clock, idle_s)?;
         self.0.session.store(Arc::new(fresh));
         Ok(())
+    }
+
+    /// From now on, connections that are silent for so long are kept alive, and found out when they are dead.
+    pub fn keep_alive(&self, idle: Duration) -> Result<()> {
+        self.0.idle_s.store(idle.as_secs(), Ordering::Relaxed);
+        self.reload((*self.access()).clone())
+    }
+
+    /// Changes when a watch has lost its connection to silence, or because the other end did not know it any more.
+    pub fn deaths(&self) -> watch::Receiver<u64> {
+        self.0.deaths.subscribe()
     }
 
     /// Gives up all connections, and requests under way with them: the server is known not to hear them, or to be
@@ -149,9 +185,10 @@ impl Remote {
 
     /// The lines of a watch in another form.
     pub async fn lines_as(&self, path: &str, accept: &str) -> Result<BoxStream<'static, Result<Bytes>>> {
+        let place = self.place().await;
         let sessions = self.0.sessions.subscribe();
         let request = self.request_as(Method::GET, path, accept);
-        Ok(lines(self.held(sent(request)).await?, sessions))
+        Ok(self.lines(self.held(sent(request)).await?, sessions, place))
     }
 
     /// A response whose body goes on (logs).
@@ -225,6 +262,52 @@ impl Remote {
         Err(error_of(head.status, &body))
     }
 
+    /// Among the watches.
+    async fn place(&self) -> OwnedSemaphorePermit {
+        self.0.watches.clone().acquire_owned().await.expect("the semaphore is never closed")
+    }
+
+    /// The lines of a body that goes on, until its connection is given up.
+    fn lines(
+        &self,
+        response: Response,
+        sessions: watch::Receiver<u64>,
+        place: OwnedSemaphorePermit,
+    ) -> BoxStream<'static, Result<Bytes>> {
+        let shared = Arc::downgrade(&self.0);
+        let state = (response, BytesMut::new(), sessions, place);
+        let lines = stream::try_unfold(state, move |(mut response, mut buffer, mut sessions, place)| {
+            let shared = shared.clone();
+            async move {
+                loop {
+                    if let Some(end) = buffer.iter().position(|byte| *byte == b'\n') {
+                        let line = buffer.split_to(end + 1).freeze();
+                        return Ok(Some((line, (response, buffer, sessions, place))));
+                    }
+                    if buffer.len() > LINE_LIMIT_BYTES {
+                        return Err(Status::internal("a watch event is too large"));
+                    }
+                    let chunk = tokio::select! {
+                        biased;
+                        chunk = response.chunk() => chunk,
+                        _ = sessions.changed() => return Err(Status::unavailable(GIVEN_UP)),
+                    };
+                    match chunk {
+                        Ok(Some(chunk)) => buffer.extend_from_slice(&chunk),
+                        Ok(None) => return Ok(None),
+                        Err(error) => {
+                            if let Some(shared) = shared.upgrade().filter(|_| is_death(&error)) {
+                                shared.deaths.send_modify(|count| *count += 1);
+                            }
+                            return Err(unreachable_server(error));
+                        }
+                    }
+                }
+            }
+        });
+        lines.boxed()
+    }
+
     fn request(&self, method: Method, path: &str) -> RequestBuilder {
         self.request_as(method, path, "application/json")
     }
@@ -262,9 +345,10 @@ impl Remote {
         options: &ListOptions,
     ) -> Result<BoxStream<'static, Result<WatchEvent>>> {
         let path = format!("{}{}", path(resource, namespace, "", ""), query(options, true));
+        let place = self.place().await;
         let sessions = self.0.sessions.subscribe();
         let response = self.stream(&path).await?;
-        Ok(lines(response, sessions).map(|line| event(&line?)).boxed())
+        Ok(self.lines(response, sessions, place).map(|line| event(&line?)).boxed())
     }
 
     pub async fn create(&self, resource: Resource, namespace: &str, object: Object) -> Result<Item> {
@@ -454,30 +538,18 @@ fn items(body: &Bytes) -> Result<Items> {
     Ok(Items { items, resource_version: parsed.metadata.resource_version, continue_token: parsed.metadata.r#continue })
 }
 
-/// The lines of a body that goes on, until its connection is given up.
-fn lines(response: Response, sessions: watch::Receiver<u64>) -> BoxStream<'static, Result<Bytes>> {
-    let state = (response, BytesMut::new(), sessions);
-    stream::try_unfold(state, |(mut response, mut buffer, mut sessions)| async move {
-        loop {
-            if let Some(end) = buffer.iter().position(|byte| *byte == b'\n') {
-                let line = buffer.split_to(end + 1).freeze();
-                return Ok(Some((line, (response, buffer, sessions))));
-            }
-            if buffer.len() > LINE_LIMIT_BYTES {
-                return Err(Status::internal("a watch event is too large"));
-            }
-            let chunk = tokio::select! {
-                biased;
-                chunk = response.chunk() => chunk.map_err(unreachable_server)?,
-                _ = sessions.changed() => return Err(Status::unavailable(GIVEN_UP)),
-            };
-            match chunk {
-                Some(chunk) => buffer.extend_from_slice(&chunk),
-                None => return Ok(None),
-            }
+/// Whether the connection was found dead, by silence or by an other end that has forgotten it.
+fn is_death(error: &reqwest::Error) -> bool {
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        let io = cause.downcast_ref::<std::io::Error>();
+        let io = io.or_else(|| cause.downcast_ref::<h2::Error>().and_then(h2::Error::get_io));
+        if let Some(io) = io {
+            return matches!(io.kind(), std::io::ErrorKind::TimedOut | std::io::ErrorKind::ConnectionReset);
         }
-    })
-    .boxed()
+        source = cause.source();
+    }
+    false
 }
 
 fn event(line: &Bytes) -> Result<WatchEvent> {

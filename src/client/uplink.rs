@@ -1,12 +1,14 @@
 //! The way from a joined node to its server: keeps the tunnel open, for ever, and tells the API client when the
-//! server is lost and when it is back. Only the tunnel is pinged; the client's connections say nothing when idle.
+//! server is lost and when it is back. Only the tunnel is pinged; the kernel watches over the client's connection,
+//! as rarely as the way to the server allows.
 
 use super::Remote;
 use crate::api::status::Status;
 use crate::clock::monotonic;
 use crate::supervise::Shutdown;
 use crate::sys::Stream;
-use crate::tunnel::rhythm::Rhythm;
+use crate::tunnel::node::End;
+use crate::tunnel::rhythm::{Idle, Rhythm};
 use crate::tunnel::{self, node};
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
@@ -15,6 +17,9 @@ const BACKOFF_FIRST: Duration = Duration::from_millis(500);
 const BACKOFF_LIMIT: Duration = Duration::from_secs(30);
 /// A tunnel that lived so long was healthy: its end is no failure of the next attempt.
 const HEALTHY: Duration = Duration::from_secs(20);
+
+/// A tunnel that lives on for so long after another connection has died is not ended by what has ended that one.
+const JUDGEMENT: Duration = Duration::from_secs(30);
 
 /// What is known of the way to the server.
 #[derive(Clone, Debug, Default)]
@@ -47,6 +52,7 @@ async fn keep(
     state: &watch::Sender<State>,
 ) {
     let (mut rhythm, mut backoff, mut was_lost) = (Rhythm::default(), Duration::ZERO, false);
+    let mut idle = Idle::default();
     loop {
         changed.mark_unchanged();
         match remote.upgrade(tunnel::PATH, tunnel::PROTOCOL).await {
@@ -55,12 +61,14 @@ async fn keep(
                 tracing::info!("connected to the server");
                 state.send_replace(State::Connected);
                 if std::mem::replace(&mut was_lost, true) {
-                    give_up_connections(remote);
+                    give_up_connections(remote, &idle);
                 }
-                let end = node::serve(io, kubelet, &mut rhythm, changed).await;
+                let serving = node::serve(io, kubelet, &mut rhythm, changed);
+                let end = while_learning(remote, &mut idle, serving).await;
                 tracing::warn!(reason = %end, "lost the server; pods go on running");
                 state.send_replace(State::Connecting);
-                give_up_connections(remote);
+                idle.follow(&rhythm);
+                give_up_connections(remote, &idle);
                 backoff = if opened.elapsed() >= HEALTHY { Duration::ZERO } else { next(backoff) };
             }
             Err(error) => {
@@ -79,8 +87,33 @@ async fn keep(
     }
 }
 
-fn give_up_connections(remote: &Remote) {
-    if let Err(error) = remote.reconnect() {
+/// Waits for the end of the tunnel. When the client's connection dies meanwhile, and the tunnel does not, the next
+/// is watched over more closely.
+async fn while_learning(remote: &Remote, idle: &mut Idle, tunnel: impl Future<Output = End>) -> End {
+    let mut tunnel = std::pin::pin!(tunnel);
+    loop {
+        // What died before now has been judged, or died with the former tunnel.
+        let mut deaths = remote.deaths();
+        tokio::select! {
+            end = &mut tunnel => return end,
+            // The sender lives as long as the client.
+            Ok(()) = deaths.changed() => {}
+        }
+        if let Ok(end) = tokio::time::timeout(JUDGEMENT, &mut tunnel).await {
+            return end;
+        }
+        let before = idle.limit();
+        idle.lost();
+        if idle.limit() < before {
+            let idle_s = idle.limit().as_secs();
+            tracing::info!(idle_s, "something on the way to the server forgets idle connections: keeping ours alive");
+            give_up_connections(remote, idle);
+        }
+    }
+}
+
+fn give_up_connections(remote: &Remote, idle: &Idle) {
+    if let Err(error) = remote.keep_alive(idle.limit()).and_then(|()| remote.reconnect()) {
         tracing::error!(%error, "make a new client");
     }
 }

@@ -1,7 +1,7 @@
 //! A joined node's way to its cluster: a client with the node's certificate, the tunnel, the certificate's renewal.
 
 use super::time::Timekeeper;
-use super::{Heartbeat, NodeLink, renewal};
+use super::{Heartbeat, NodeLink, renewal, time};
 use crate::client::kubeconfig::Access;
 use crate::client::replica::KeySource;
 use crate::client::uplink::{self, State};
@@ -10,11 +10,13 @@ use crate::clock::Clock;
 use crate::config::{ClusterFacts, Config};
 use crate::network::changes;
 use crate::network::resolve::Resolver;
-use crate::pki::files;
 use crate::pki::node_identity::{Joined, NodeIdentity};
+use crate::pki::{PkiError, certificate, files};
 use crate::supervise::{Shutdown, Tree};
 use crate::telemetry::Trace;
+use crate::tunnel::rhythm::Idle;
 use anyhow::Context;
+use rustls_pki_types::CertificateDer;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::path::Path;
 use std::sync::Arc;
@@ -55,6 +57,7 @@ pub fn connect(
 ) -> anyhow::Result<Uplink> {
     let remote =
         Remote::with_clock(access(joined), Resolver::default(), clock.clone()).context("use the node's keys")?;
+    remote.keep_alive(Idle::default().limit())?;
     let (streams, kubelet) = mpsc::channel(STREAMS_LIMIT);
     let (state, states) = watch::channel(State::default());
     let changed = changes::follow();
@@ -104,6 +107,24 @@ fn informers(client: Client, identity: &NodeIdentity) -> Informers {
 /// The folder a joined node keeps its keys in.
 pub fn identity(data_directory: &Path) -> NodeIdentity {
     NodeIdentity::new(&data_directory.join("node"))
+}
+
+/// Forgets what this board has kept of another cluster than that of these authorities: the other's pods must not run
+/// here, nor its Secrets lie here. The node's key stays. True when there was something. Blocks.
+pub fn forget_former(identity: &NodeIdentity, authorities: &[CertificateDer<'_>]) -> Result<bool, PkiError> {
+    let known = identity.authorities()?.map(|pem| certificate::bundle(pem.as_bytes())).transpose()?.unwrap_or_default();
+    let keys = |all: &[CertificateDer<'_>]| all.iter().filter_map(certificate::key_hash).collect::<Vec<_>>();
+    let (known, current) = (keys(&known), keys(authorities));
+    let replica = Replica::folder(identity.directory());
+    if known.iter().any(|key| current.contains(key)) || (known.is_empty() && !replica.exists()) {
+        return Ok(false);
+    }
+    identity.leave(|| {
+        files::remove_folder(&replica)?;
+        files::remove(&identity.directory().join(FACTS))?;
+        time::forget(identity)
+    })?;
+    Ok(true)
 }
 
 /// Asks the server what all nodes must know alike, and keeps it.
@@ -163,4 +184,39 @@ fn source_address(server: SocketAddr) -> Option<IpAddr> {
     socket.connect(server).ok()?;
     let ip = socket.local_addr().ok()?.ip();
     (!ip.is_loopback() && !ip.is_unspecified()).then_some(ip)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pki::authority::Authority;
+
+    #[test]
+    fn joining_another_cluster_forgets_the_former_one_and_joining_again_does_not() {
+        let directory = tempfile::tempdir().unwrap();
+        let identity = identity(directory.path());
+        let now = jiff::Timestamp::UNIX_EPOCH;
+        let (former, other) = (Authority::generate(now).unwrap(), Authority::generate(now).unwrap());
+        let roots = |authority: &Authority| vec![authority.der().clone()];
+        assert!(!forget_former(&identity, &roots(&former)).unwrap(), "a board that was nobody's");
+
+        let key = identity.key().unwrap();
+        let files = ["node.crt", "ca.crt", "server", "cluster.json", "time-floor", "replica/log"];
+        let fill = || {
+            std::fs::create_dir_all(identity.directory().join("replica")).unwrap();
+            files.iter().for_each(|file| std::fs::write(identity.directory().join(file), "x").unwrap());
+            identity.store_authorities(former.pem()).unwrap();
+        };
+        fill();
+        assert!(!forget_former(&identity, &roots(&former)).unwrap());
+        assert!(files.iter().all(|file| identity.directory().join(file).exists()));
+        assert!(forget_former(&identity, &roots(&other)).unwrap());
+        assert!(!files.iter().any(|file| identity.directory().join(file).exists()));
+        assert_eq!(identity.key().unwrap(), key);
+        // Nobody can say any more whose it is.
+        fill();
+        std::fs::remove_file(identity.directory().join("ca.crt")).unwrap();
+        assert!(forget_former(&identity, &roots(&former)).unwrap());
+        assert!(!identity.directory().join("replica").exists());
+    }
 }

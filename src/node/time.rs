@@ -8,7 +8,7 @@ use crate::clock::Clock;
 use crate::network::resolve::Resolver;
 use crate::pki::node_identity::NodeIdentity;
 use crate::pki::time::{self, Statement};
-use crate::pki::{certificate, files};
+use crate::pki::{PkiError, certificate, files};
 use crate::supervise::Shutdown;
 use anyhow::Context;
 use jiff::{SignedDuration, Timestamp};
@@ -49,6 +49,11 @@ fn kept(identity: &NodeIdentity, ca_pem: &str) -> anyhow::Result<Option<Timestam
 
 fn path(identity: &NodeIdentity) -> PathBuf {
     identity.directory().join(FLOOR)
+}
+
+/// Forgets the kept time.
+pub fn forget(identity: &NodeIdentity) -> Result<(), PkiError> {
+    files::remove(&path(identity))
 }
 
 /// A question that nobody can have answered before.

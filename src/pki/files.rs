@@ -46,6 +46,14 @@ pub fn read_text(path: &Path) -> Result<Option<String>, PkiError> {
     }
 }
 
+/// Removes a folder and what is in it; that it is not there is success.
+pub fn remove_folder(path: &Path) -> Result<(), PkiError> {
+    match std::fs::remove_dir_all(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(failed("remove", path)(error)),
+        _ => Ok(()),
+    }
+}
+
 /// Removes a file; that it is not there is success.
 pub fn remove(path: &Path) -> Result<(), PkiError> {
     match std::fs::remove_file(path) {

@@ -83,6 +83,20 @@ impl NodeIdentity {
         files::write_private(&self.0.join(AUTHORITIES), pem.as_bytes())
     }
 
+    /// The authorities it trusts; PEM.
+    pub fn authorities(&self) -> Result<Option<String>, PkiError> {
+        files::read_text(&self.0.join(AUTHORITIES))
+    }
+
+    /// Belongs to no cluster from now on; only the key is kept. The authorities go last: while they are there,
+    /// it can be seen that more was to be forgotten.
+    pub fn leave(&self, and: impl FnOnce() -> Result<(), PkiError>) -> Result<(), PkiError> {
+        files::remove(&self.0.join(SERVER))?;
+        files::remove(&self.0.join(CERTIFICATE))?;
+        and()?;
+        files::remove(&self.0.join(AUTHORITIES))
+    }
+
     /// The last step of joining: from now on the node has joined.
     pub fn store_server(&self, url: &str) -> Result<(), PkiError> {
         files::write_private(&self.0.join(SERVER), format!("{url}\n").as_bytes())

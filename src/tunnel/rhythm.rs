@@ -1,4 +1,5 @@
-//! How often a node pings its server: as seldom as the way between them allows. Pure.
+//! How often a node pings its server, and how long its other connection may be silent: as seldom and as long as
+//! the way between them allows. Pure.
 
 use std::time::Duration;
 
@@ -9,6 +10,9 @@ const LEAST: Duration = Duration::from_secs(5);
 const MOST: Duration = Duration::from_secs(18);
 /// Answers in a row after which a longer interval is tried.
 const STEADY: u32 = 6;
+
+/// Routers and carriers' gateways forget idle connections after minutes, as a rule; a few sooner.
+const IDLE_MOST: Duration = Duration::from_secs(45);
 
 /// One node's pings; outlives its connections.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,9 +52,52 @@ impl Rhythm {
     }
 }
 
+/// How long the connection that carries no pings may be silent before the kernel asks its other end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Idle(Duration);
+
+impl Default for Idle {
+    fn default() -> Self {
+        Self(IDLE_MOST)
+    }
+}
+
+impl Idle {
+    pub fn limit(&self) -> Duration {
+        self.0
+    }
+
+    /// It died while the tunnel lived: something in between forgets it sooner.
+    pub fn lost(&mut self) {
+        self.0 = (self.0 / 2).max(FIRST);
+    }
+
+    /// What the tunnel has learned of the way holds for every connection.
+    pub fn follow(&mut self, rhythm: &Rhythm) {
+        if rhythm.limit < MOST {
+            self.0 = self.0.min(rhythm.limit);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_idle_connection_is_asked_sooner_once_it_was_forgotten() {
+        let mut idle = Idle::default();
+        idle.follow(&Rhythm::default());
+        assert_eq!(idle.limit(), IDLE_MOST);
+        idle.lost();
+        assert_eq!(idle.limit(), IDLE_MOST / 2);
+        (0..5).for_each(|_| idle.lost());
+        assert_eq!(idle.limit(), FIRST);
+        let mut rhythm = Rhythm::default();
+        rhythm.lost();
+        idle.follow(&rhythm);
+        assert_eq!(idle.limit(), FIRST.mul_f64(0.75));
+    }
 
     #[test]
     fn the_interval_grows_while_pings_are_answered_and_not_beyond_what_broke() {

@@ -15,6 +15,7 @@ use crate::api::status::{Result, Status, Subject};
 use crate::clock::Clock;
 use crate::pki::Pki;
 use crate::pki::certificate::{key_hash, validity};
+use crate::pki::node_key::NODES_GROUP;
 use crate::pki::trust::Trust;
 use crate::registry::{Registry, User};
 use authenticate::TokenCache;
@@ -55,6 +56,13 @@ impl Peer {
     pub fn from_certificates(certificates: Option<&[CertificateDer]>, trust: &Trust) -> Self {
         let certificate = certificates.and_then(<[_]>::first).and_then(|first| PeerCertificate::of(first, trust));
         Self { user: None, certificate: certificate.map(Arc::new) }
+    }
+
+    /// Whether the certificate is a node's, expired or not.
+    pub fn is_node(&self) -> bool {
+        self.certificate
+            .as_ref()
+            .is_some_and(|certificate| certificate.user.groups.iter().any(|one| one == NODES_GROUP))
     }
 
     /// A connection of this user, for callers in the same process.

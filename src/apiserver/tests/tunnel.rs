@@ -5,11 +5,13 @@ use super::*;
 use crate::api::object::ObjectExt;
 use crate::client::kubeconfig::Access;
 use crate::client::remote::Remote;
-use crate::client::{LEASES, NODES, SECRETS, uplink};
+use crate::client::{LEASES, NODES, SECRETS, WatchEvent, uplink};
 use crate::network::resolve::Resolver;
 use crate::pki::certificate::{self, Credentials};
 use crate::pki::node_key::{self, NODES_GROUP, NodeKey};
+use crate::registry::ListOptions;
 use crate::tunnel::{self, Streams};
+use futures_util::StreamExt;
 use std::collections::BTreeMap;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{mpsc, watch};
@@ -115,4 +117,27 @@ async fn a_peer_that_speaks_nonsense_after_the_upgrade_is_dropped() {
     let ended = tokio::time::timeout(Duration::from_secs(20), io.read_to_end(&mut rest)).await;
     assert!(ended.is_ok());
     assert!(!served.cluster.server.tunnels().is_connected("a"));
+}
+
+#[tokio::test]
+async fn a_node_watches_many_objects_and_is_answered_all_the_same() {
+    let served = serve().await;
+    let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "a"}});
+    served.remote.create(NODES, "", node).await.unwrap();
+    let node = node_client(&served, "a").await;
+    let options = ListOptions { field_selector: "metadata.name=a".into(), ..ListOptions::default() };
+    let patience = Duration::from_secs(10);
+    let mut watches = Vec::new();
+    for number in 0..900 {
+        let begun = tokio::time::timeout(patience, node.watch(NODES, "", &options)).await;
+        let mut watch = begun.unwrap_or_else(|_| panic!("watch {number} waits")).unwrap();
+        assert!(matches!(watch.next().await, Some(Ok(WatchEvent::Added(_)))), "watch {number}");
+        watches.push(watch);
+    }
+    // One too many waits for the end of another, and no plain request does.
+    let mut waiting = std::pin::pin!(node.watch(NODES, "", &options));
+    assert!(tokio::time::timeout(Duration::from_millis(200), &mut waiting).await.is_err());
+    tokio::time::timeout(patience, node.get(NODES, "", "a")).await.expect("answered").unwrap();
+    watches.pop();
+    assert!(tokio::time::timeout(patience, waiting).await.expect("it begins").is_ok());
 }
