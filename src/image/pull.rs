@@ -78,6 +78,14 @@ impl Puller {
         Ok(Self { client, insecure: Arc::new(insecure) })
     }
 
+    /// Returns once the registry has answered, whatever it says. Nothing is asked of it but its version.
+    pub async fn reach(&self, name: &str) -> Result<()> {
+        let reference = Reference::parse(name)?;
+        let asked = self.client.head(format!("{}/", self.base(&reference.registry))).send().await;
+        let failed = |error| ImageError::Pull { reference: name.to_owned(), why: described(&error), transient: true };
+        asked.map(drop).map_err(failed)
+    }
+
     fn base(&self, registry: &str) -> String {
         let host = registry.rsplit_once(':').map_or(registry, |(host, _)| host);
         let loopback = host == "localhost" || host.starts_with("127.") || host == "[::1]";

@@ -14,8 +14,10 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 use tokio::time::timeout;
 
-/// While the server is away the uplink may be too: a registry that has not answered by then is not waited for
-/// when the image is here.
+/// A board may have no uplink, though its server answers, which may be the board itself: a registry that says nothing
+/// by then is not waited for when the image is here.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// The same for the whole pull while the server is away, and the uplink with it, as like as not.
 const AWAY_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Why an image is not there, as the container waits for it.
@@ -67,8 +69,13 @@ fn has_run(pod: &Pod, container: &Container) -> bool {
 
 /// `None`: the registry cannot be reached. One that refuses has the last word.
 async fn pull_in_time(job: &Job, image: &str, about: &ObjectRef) -> Option<Result<ImageStatus, Failure>> {
-    let pull = pull(job, image, about);
-    let outcome = if job.kubelet.is_connected() { pull.await } else { timeout(AWAY_PATIENCE, pull).await.ok()? };
+    let kubelet = &job.kubelet;
+    let outcome = if kubelet.is_connected() {
+        timeout(PATIENCE, kubelet.runtime.reach_registry(image)).await.ok()?.ok()?;
+        pull(job, image, about).await
+    } else {
+        timeout(AWAY_PATIENCE, pull(job, image, about)).await.ok()?
+    };
     match outcome {
         Ok(pulled) => Some(Ok(pulled)),
         Err(error) if error.reason == Reason::RegistryUnavailable => None,

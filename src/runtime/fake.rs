@@ -82,6 +82,7 @@ struct State {
     images: BTreeMap<String, ImageStatus>,
     pull_errors: BTreeMap<String, String>,
     registry_away: bool,
+    registry_silent: bool,
     pulls: u64,
     starts: BTreeMap<(String, String), u32>,
     next_host: u32,
@@ -109,6 +110,7 @@ impl FakeRuntime {
             images: BTreeMap::new(),
             pull_errors: BTreeMap::new(),
             registry_away: false,
+            registry_silent: false,
             pulls: 0,
             starts: BTreeMap::new(),
             next_host: 2,
@@ -130,6 +132,11 @@ impl FakeRuntime {
     /// Whether any registry can be reached.
     pub fn set_registry_away(&self, away: bool) {
         self.state().registry_away = away;
+    }
+
+    /// Whether registries answer nothing, not even with a refusal.
+    pub fn set_registry_silent(&self, silent: bool) {
+        self.state().registry_silent = silent;
     }
 
     /// How many pulls were tried.
@@ -517,12 +524,9 @@ impl Runtime for FakeRuntime {
 
     fn pull_image<'a>(&'a self, reference: &'a str, _auth: &'a [RegistryAuth]) -> Verb<'a, ImageStatus> {
         Box::pin(async move {
+            self.state().pulls += 1;
+            self.reach_registry(reference).await?;
             let mut state = self.state();
-            state.pulls += 1;
-            if state.registry_away {
-                let message = format!("pull image {reference}: no route to host");
-                return Err(RuntimeError::new(Reason::RegistryUnavailable, message));
-            }
             let key = format!("{PREFIX}pull-error");
             let scripted = state.pods.values().find_map(|pod| pod.config.annotations.get(&key)).cloned();
             if let Some(message) = state.pull_errors.get(reference).cloned().or(scripted) {
@@ -533,6 +537,23 @@ impl Runtime for FakeRuntime {
             let image = ImageStatus { id: digest, names, size_bytes: 1 << 20, user: String::new() };
             state.images.insert(reference.to_owned(), image.clone());
             Ok(image)
+        })
+    }
+
+    fn reach_registry<'a>(&'a self, reference: &'a str) -> Verb<'a, ()> {
+        Box::pin(async move {
+            let (away, silent) = {
+                let state = self.state();
+                (state.registry_away, state.registry_silent)
+            };
+            match (away, silent) {
+                (_, true) => std::future::pending().await,
+                (true, _) => {
+                    let message = format!("pull image {reference}: no route to host");
+                    Err(RuntimeError::new(Reason::RegistryUnavailable, message))
+                }
+                _ => Ok(()),
+            }
         })
     }
 

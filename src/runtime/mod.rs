@@ -428,6 +428,8 @@ pub trait Runtime: Send + Sync {
     /// `None` when it is not present.
     fn image<'a>(&'a self, reference: &'a str) -> Verb<'a, Option<ImageStatus>>;
     fn pull_image<'a>(&'a self, reference: &'a str, auth: &'a [RegistryAuth]) -> Verb<'a, ImageStatus>;
+    /// Returns once the registry of this reference has answered, whatever it says.
+    fn reach_registry<'a>(&'a self, reference: &'a str) -> Verb<'a, ()>;
     fn images(&self) -> Verb<'_, Vec<ImageStatus>>;
     /// Removes images where the disk is short: never those that containers run from, nor the wanted references.
     /// The ids of those that went. Not while an image is being pulled: it may count on a layer that goes.

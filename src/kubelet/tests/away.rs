@@ -131,6 +131,32 @@ async fn a_board_boots_its_pods_with_no_server() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_board_that_reaches_its_server_but_no_registry_boots_what_has_run_there() {
+    let mut world = World::with_replica().await;
+    let containers = json!([{"name": "c", "image": "img:1", "imagePullPolicy": "Always"}]);
+    let mut pods = Vec::new();
+    for name in ["p0", "p1", "p2"] {
+        world.pod(name, json!({}), json!({"containers": containers})).await;
+        pods.push(world.ready(name).await);
+    }
+    // As the server's own board: nothing answers beyond it, not even with a refusal.
+    world.runtime.set_registry_silent(true);
+    world.power_cut().await;
+    let booted = world.clock.now();
+    for pod in &pods {
+        while !world.running(pod).await {
+            world.clock.sleep(Duration::from_millis(10)).await;
+            assert!(world.clock.now().duration_since(booted).as_secs() < 3, "{} does not run", pod.name());
+        }
+    }
+    // What never ran here waits for the registry, as upstream has it.
+    world.pod("new", json!({}), json!({"containers": containers})).await;
+    world.clock.sleep(seconds(60)).await;
+    let new = world.get("new").await.expect("a pod");
+    assert_eq!(container(&new)["state"]["waiting"]["reason"], "ContainerCreating");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_pod_that_ended_while_the_server_was_away_does_not_run_again() {
     for server_is_back_first in [false, true] {
         let mut world = World::with_replica().await;

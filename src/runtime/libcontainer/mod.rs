@@ -437,6 +437,10 @@ impl Runtime for LibcontainerRuntime {
         })
     }
 
+    fn reach_registry<'a>(&'a self, reference: &'a str) -> Verb<'a, ()> {
+        Box::pin(async move { self.0.puller.reach(reference).await.map_err(|error| image_error(&error)) })
+    }
+
     fn images(&self) -> Verb<'_, Vec<ImageStatus>> {
         Box::pin(async {
             let images = self.0.images.clone();
