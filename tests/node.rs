@@ -14,6 +14,8 @@ mod bed;
 mod demo;
 #[path = "node/fleet.rs"]
 mod fleet;
+#[path = "node/idle.rs"]
+mod idle;
 #[path = "node/install.rs"]
 mod install;
 #[path = "node/network.rs"]

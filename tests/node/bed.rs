@@ -94,7 +94,8 @@ impl Namespace {
         ok(self.run("nft").arg(arguments));
     }
 
-    fn sysctl(&self, path: &str, value: &str) {
+    /// Writes below `/proc/sys`.
+    pub fn sysctl(&self, path: &str, value: &str) {
         ok(self.run("sh").args(["-c", &format!("echo {value} > /proc/sys/{path}")]));
     }
 }
@@ -237,6 +238,25 @@ impl Machine {
     }
 }
 
+/// Frames and their bytes.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Counted {
+    pub frames: u64,
+    pub bytes: u64,
+}
+
+/// Of a frame, not seen by the rules that count.
+const ETHERNET_BYTES: u64 = 14;
+/// What is on a board's wire beside its connections to the server.
+const CAUSES: [(&str, &str); 6] = [
+    ("address resolution (ARP)", "ether type arp"),
+    ("IPv6 neighbours and routers", "meta l4proto icmpv6"),
+    ("probes between nodes", "udp dport 8473"),
+    ("answers to probes", "udp sport 8473"),
+    ("VXLAN", "udp dport 8472"),
+    ("DNS", "udp dport 53"),
+];
+
 /// Switch, router, server and nodes.
 pub struct Bed {
     pub switch: Namespace,
@@ -271,6 +291,60 @@ impl Bed {
         bed.server.build_image();
         bed.start_server();
         bed
+    }
+
+    /// From now on counts what passes between the switch and a board, by cause.
+    pub fn count(&self, name: &str) {
+        let table = format!("count-{name}");
+        let nft = |words: &str| self.switch.nft(&words.replace("TABLE", &format!("bridge {table}")));
+        nft("add table TABLE");
+        nft("add chain TABLE causes");
+        for way in ["sport", "dport"] {
+            nft(&format!("add set TABLE by-{way} {{ type inet_service ; size 1024 ; flags dynamic ; counter ; }}"));
+        }
+        nft("add rule TABLE causes tcp dport 6443 update @by-sport { tcp sport } accept");
+        nft("add rule TABLE causes tcp sport 6443 update @by-dport { tcp dport } accept");
+        for (cause, rule) in CAUSES {
+            nft(&format!("add rule TABLE causes {rule} counter accept comment \"{cause}\""));
+        }
+        nft("add rule TABLE causes counter comment \"other\"");
+        nft("add chain TABLE frames { type filter hook forward priority 1 ; }");
+        for way in ["iifname", "oifname"] {
+            nft(&format!("add rule TABLE frames {way} port-{name} jump causes"));
+        }
+    }
+
+    /// What was counted so far, by cause; bytes as on an Ethernet wire. Of a board's connections to the server, the
+    /// one whose idle timer the kernel keeps is the API client's.
+    pub fn counted(&self, name: &str) -> BTreeMap<String, Counted> {
+        let sockets = ok(self.nodes[name].namespace.run("ss").args(["-tnoH"]));
+        let purpose = |port: u64| {
+            let own = sockets.lines().find(|line| line.contains(&format!(":{port} ")));
+            match own {
+                Some(line) if line.contains("timer:(keepalive") => "API connection",
+                Some(_) => "tunnel",
+                None => "connections that have ended",
+            }
+        };
+        let listed = ok(self.switch.run("nft").args(["-j", "list", "table", "bridge", &format!("count-{name}")]));
+        let listed: serde_json::Value = serde_json::from_str(&listed).unwrap();
+        let mut found: BTreeMap<String, Counted> = BTreeMap::new();
+        let mut add = |cause: &str, counter: &serde_json::Value| {
+            let (frames, bytes) = (counter["packets"].as_u64().unwrap(), counter["bytes"].as_u64().unwrap());
+            let counted = found.entry(cause.to_owned()).or_default();
+            counted.frames += frames;
+            counted.bytes += bytes + frames * ETHERNET_BYTES;
+        };
+        for object in listed["nftables"].as_array().unwrap() {
+            for element in object["set"]["elem"].as_array().into_iter().flatten() {
+                add(purpose(element["elem"]["val"].as_u64().unwrap()), &element["elem"]["counter"]);
+            }
+            let statements = object["rule"]["expr"].as_array().into_iter().flatten();
+            for counter in statements.filter_map(|statement| statement.get("counter")) {
+                add(object["rule"]["comment"].as_str().unwrap(), counter);
+            }
+        }
+        found
     }
 
     /// Drops what a board sends to the switch, or gets from it.

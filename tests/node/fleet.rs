@@ -36,7 +36,7 @@ fn fleet(name: &str, boards: &[(&str, &str)]) -> Bed {
     bed
 }
 
-fn phase(bed: &Bed, pod: &str) -> String {
+pub fn phase(bed: &Bed, pod: &str) -> String {
     bed.get(&["pod", pod])["status"]["phase"].as_str().unwrap_or_default().to_owned()
 }
 
