@@ -18,9 +18,9 @@ use bed::{Bed, SERVER_IP, pod};
 use std::time::{Duration, Instant};
 
 const BOARDS: [(&str, &str); 3] = [("a", "192.0.2.2"), ("b", "192.0.2.3"), ("c", "192.0.2.4")];
-/// Time to settle before, and length of, the measurement at rest.
-const SETTLE_S: u64 = 60;
-const IDLE_S: u64 = 300;
+/// Until the interval of the pings has grown to its last, and what came with the start has been said.
+const SETTLE_S: u64 = 300;
+const IDLE_S: u64 = 600;
 const CUT: Duration = Duration::from_secs(60);
 
 fn main() {
@@ -40,13 +40,20 @@ fn main() {
     }
     std::thread::sleep(Duration::from_secs(SETTLE_S));
     let before: Vec<u64> = BOARDS.iter().map(|(name, _)| bed.nodes[*name].wire_bytes()).collect();
+    BOARDS.iter().for_each(|(name, _)| bed.count(name));
     std::thread::sleep(Duration::from_secs(IDLE_S));
     for ((name, _), before) in BOARDS.iter().zip(before) {
-        let day = (bed.nodes[*name].wire_bytes() - before) * 86_400 / IDLE_S;
-        row("on the wire at rest, both ways", &format!("{:.2} MB a day", day as f64 / 1e6));
-        row("memory of a node at rest (PSS)", &format!("{:.1} MB", pss_bytes(bed.nodes[*name].pid()) as f64 / 1e6));
+        let per_day = |bytes: u64| format!("{:.2} MB a day", (bytes * 86_400 / IDLE_S) as f64 / 1e6);
+        row("on the wire at rest, both ways", &per_day(bed.nodes[*name].wire_bytes() - before));
+        for (cause, counted) in bed.counted(name) {
+            row(&format!("  {cause}, {} frames", counted.frames), &per_day(counted.bytes));
+        }
+        let pid = bed.nodes[*name].pid();
+        row("memory of a node at rest (PSS)", &megabytes(rolled_up_bytes(pid, "Pss:")));
+        // The processes of this bed share the program's pages; on a board of its own a node has them to itself.
+        row("  the same alone on its board (RSS)", &megabytes(rolled_up_bytes(pid, "Rss:")));
     }
-    row("memory of the server and its own node (PSS)", &format!("{:.1} MB", pss_bytes(bed.server.pid()) as f64 / 1e6));
+    row("memory of the server and its own node (PSS)", &megabytes(rolled_up_bytes(bed.server.pid(), "Pss:")));
 
     bed.cut("a", true, true);
     std::thread::sleep(CUT);
@@ -66,9 +73,13 @@ fn row(what: &str, value: &str) {
     println!("{what:<52} {value:>16}");
 }
 
-/// Of a process; the holder `nsenter` has become edgelet itself.
-fn pss_bytes(pid: u32) -> u64 {
+fn megabytes(bytes: u64) -> String {
+    format!("{:.1} MB", bytes as f64 / 1e6)
+}
+
+/// A line of what a process maps; the holder `nsenter` has become edgelet itself.
+fn rolled_up_bytes(pid: u32, name: &str) -> u64 {
     let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
-    let line = text.lines().find_map(|line| line.strip_prefix("Pss:"));
+    let line = text.lines().find_map(|line| line.strip_prefix(name));
     line.and_then(|line| line.trim().trim_end_matches(" kB").trim().parse::<u64>().ok()).unwrap_or(0) * 1024
 }
