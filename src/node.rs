@@ -1,6 +1,8 @@
 //! Wires a node: network, runtime, kubelet, peers, proxy, DNS; the same on the server's own board and on a joined one.
 //! What it starts belongs to the caller's task tree; pods outlive it.
 
+#[cfg(feature = "fake")]
+pub mod hollow;
 pub mod joined;
 pub mod renewal;
 pub mod time;
@@ -93,18 +95,23 @@ pub async fn start(config: &Config, link: NodeLink, tree: &mut Tree) -> anyhow::
     tree.spawn("dns", dns::run(dns_config, informers.clone(), tree.shutdown()));
 
     let kubelet = Kubelet::new(kubelet_config, client, &informers, Arc::new(runtime.clone()), clock, trace);
-    tree.spawn("kubelet server", kubelet_server::serve(kubelet.clone(), streams, tree.shutdown()));
     let listening = kubelet_server::listen(kubelet.clone(), socket(&config.run_directory), tree.shutdown());
     tree.spawn("local socket", listening);
     tree.spawn("device plugins", plugin::run(kubelet.clone(), config.run_directory.clone(), tree.shutdown()));
-    tree.spawn("node status", node_status::run(kubelet.clone(), informers, tree.shutdown()));
     tree.spawn("pressure", eviction::run(kubelet.clone(), tree.shutdown()));
     tree.spawn(
         "shutdown of the machine",
         machine_shutdown::run(kubelet.clone(), shutdown_config(config), tree.shutdown()),
     );
-    tree.spawn("kubelet", kubelet.run(tree.shutdown()));
+    run_kubelet(kubelet, streams, informers, tree);
     Ok(Node { network, runtime, _claim: claim })
+}
+
+/// What of a kubelet needs no machine.
+fn run_kubelet(kubelet: Arc<Kubelet>, streams: Streams, informers: Informers, tree: &mut Tree) {
+    tree.spawn("kubelet server", kubelet_server::serve(kubelet.clone(), streams, tree.shutdown()));
+    tree.spawn("node status", node_status::run(kubelet.clone(), informers, tree.shutdown()));
+    tree.spawn("kubelet", kubelet.run(tree.shutdown()));
 }
 
 /// Where the kubelet answers people on its own board.

@@ -103,6 +103,7 @@ pub async fn start(config: &Config, tree: &mut Tree) -> anyhow::Result<ControlPl
     tree.spawn("scheduler", scheduling);
     let controller_config = ControllerConfig {
         cluster_cidr: config.cluster_cidr,
+        own_node: config.node_name.clone(),
         pki: Some(pki.clone()),
         ..ControllerConfig::new(registry.kinds.clone(), pki.ca_pem())
     };
@@ -192,8 +193,13 @@ pub(crate) fn claim(directory: &Path) -> anyhow::Result<File> {
 
 /// The address others find the API at: the node's, unless the API listens on one of its own.
 fn advertised(config: &Config, bound: SocketAddr) -> SocketAddr {
-    let ip = if bound.ip().is_unspecified() { config.node_ip } else { bound.ip() };
+    let ip = if is_own(bound.ip()) { bound.ip() } else { config.node_ip };
     SocketAddr::new(ip, bound.port())
+}
+
+/// Whether others could find this machine there.
+fn is_own(ip: IpAddr) -> bool {
+    !ip.is_unspecified() && !ip.is_loopback()
 }
 
 /// Pods reach the API through a Service, and Services are IPv4 here.
@@ -218,7 +224,7 @@ fn names(config: &Config) -> ServerNames {
 /// When to write the next one.
 async fn write_kubeconfig(pki: &Pki, config: &Config, address: SocketAddr) -> anyhow::Result<Timestamp> {
     // An admin on this machine reaches it by loopback, whatever happens to its addresses.
-    let ip = if config.listen.ip().is_unspecified() { IpAddr::V4(Ipv4Addr::LOCALHOST) } else { address.ip() };
+    let ip = if is_own(config.listen.ip()) { address.ip() } else { IpAddr::V4(Ipv4Addr::LOCALHOST) };
     let url = format!("https://{}", SocketAddr::new(ip, address.port()));
     let (pki, path) = (pki.clone(), config.kubeconfig.clone());
     let written = tokio::task::spawn_blocking(move || pki.write_admin_kubeconfig(&path, &url)).await?;

@@ -23,6 +23,8 @@ mod job;
 mod nodes;
 #[path = "cluster/ownership.rs"]
 mod ownership;
+#[path = "cluster/scale.rs"]
+mod scale;
 #[path = "cluster/trust.rs"]
 mod trust;
 #[path = "cluster/world.rs"]

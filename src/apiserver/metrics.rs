@@ -4,7 +4,7 @@
 use super::request_info::RequestInfo;
 use std::collections::BTreeMap;
 use std::fmt::Write;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -33,6 +33,7 @@ struct Series {
 pub struct Metrics {
     series: Mutex<BTreeMap<Labels, Series>>,
     long_running: Arc<AtomicI64>,
+    handshakes: AtomicU64,
 }
 
 /// One open watch or stream; whoever answers it holds it, however the answer ends.
@@ -48,6 +49,11 @@ impl Metrics {
     pub fn open(&self) -> LongRunning {
         self.long_running.fetch_add(1, Ordering::Relaxed);
         LongRunning(self.long_running.clone())
+    }
+
+    /// A client has connected; what a storm of returning nodes costs most.
+    pub fn handshake(&self) {
+        self.handshakes.fetch_add(1, Ordering::Relaxed);
     }
 
     /// `known`: whether the resource is one that is served.
@@ -83,6 +89,9 @@ impl Metrics {
             let written = writeln!(text, "# HELP {name} {help}\n# TYPE {name} gauge\n{name} {value}");
             written.expect("a String takes every write");
         }
+        let (name, handshakes) = ("edgelet_tls_handshakes_total", self.handshakes.load(Ordering::Relaxed));
+        let written = writeln!(text, "# HELP {name} Connections accepted.\n# TYPE {name} counter\n{name} {handshakes}");
+        written.expect("a String takes every write");
         render_requests(&all, &mut text).expect("a String takes every write");
         render_durations(&all, &mut text).expect("a String takes every write");
         text
@@ -155,6 +164,7 @@ mod tests {
         let info = RequestInfo { verb: "list", resource: "pods".into(), is_resource: true, ..RequestInfo::default() };
         metrics.observe(&info, true, 200, Duration::from_millis(3));
         metrics.observe(&info, true, 200, Duration::from_millis(30));
+        metrics.handshake();
         let text = metrics.render(&[("edgelet_store_revision", "Newest revision.", 7.0)]);
         let labels = r#"verb="LIST",group="",resource="pods",subresource="""#;
         for line in [
@@ -162,6 +172,7 @@ mod tests {
             format!("apiserver_request_duration_seconds_bucket{{{labels},le=\"0.005\"}} 1"),
             format!("apiserver_request_duration_seconds_count{{{labels}}} 2"),
             "edgelet_store_revision 7".to_owned(),
+            "edgelet_tls_handshakes_total 1".to_owned(),
         ] {
             assert!(text.lines().any(|got| got == line), "{line}\n{text}");
         }

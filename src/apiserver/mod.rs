@@ -40,13 +40,16 @@ use request_info::RequestInfo;
 use respond::Style;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use tokio::sync::{Semaphore, watch as watch_channel};
+use tokio::sync::{Semaphore, SemaphorePermit, watch as watch_channel};
 
 pub use auth::Peer;
 
 /// Reads and writes that may run at once; watches and streams do not count.
 const READS_LIMIT: usize = 200;
 const WRITES_LIMIT: usize = 100;
+/// Requests that wait for one of these to end, and for how long.
+const WAITING_LIMIT: usize = 2_000;
+const TURN_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a request that is neither watch nor stream may take.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -76,6 +79,8 @@ struct Inner {
     metrics: Metrics,
     reads: Semaphore,
     writes: Semaphore,
+    /// Places of requests that wait for one of the former.
+    waiting: Semaphore,
     certificate: tls::CurrentCertificate,
     /// What the server certificate names, now.
     names: watch_channel::Sender<ServerNames>,
@@ -133,6 +138,7 @@ impl ApiServer {
             metrics: Metrics::default(),
             reads: Semaphore::new(READS_LIMIT),
             writes: Semaphore::new(WRITES_LIMIT),
+            waiting: Semaphore::new(WAITING_LIMIT),
             certificate: tls::CurrentCertificate::default(),
             names,
             shutdown: Mutex::default(),
@@ -202,11 +208,21 @@ impl ApiServer {
             return Ok(respond::holding(self.route(call, body).await?, open));
         }
         let limit = if call.info.is_read_only() { &self.0.reads } else { &self.0.writes };
-        let busy = || Status::too_many_requests("too many requests, please try again later", 1);
-        let _permit = limit.try_acquire().map_err(|_| busy())?;
+        let _permit = self.turn(limit).await?;
         let timeout = requested_timeout(&call.query).unwrap_or(REQUEST_TIMEOUT);
         let late = |_| Status::timeout("request did not complete within the allotted timeout");
         tokio::time::timeout(timeout, self.route(call, body)).await.map_err(late)?
+    }
+
+    /// A burst, such as a fleet that comes back, waits for its turn; a flood is refused.
+    async fn turn<'a>(&'a self, limit: &'a Semaphore) -> Result<SemaphorePermit<'a>> {
+        if let Ok(permit) = limit.try_acquire() {
+            return Ok(permit);
+        }
+        let busy = || Status::too_many_requests("too many requests, please try again later", 1);
+        let _place = self.0.waiting.try_acquire().map_err(|_| busy())?;
+        let turn = tokio::time::timeout(TURN_TIMEOUT, limit.acquire()).await;
+        turn.map_err(|_| busy())?.map_err(Status::internal)
     }
 
     async fn route(&self, call: Call, body: Body) -> Result<Response> {

@@ -19,7 +19,8 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tower_service::Service;
 
-const CONNECTIONS_LIMIT: usize = 1_000;
+/// Two of each of hundreds of nodes, and as many again that the network has swallowed and nobody has missed yet.
+const CONNECTIONS_LIMIT: usize = 2_000;
 /// Streams of one connection, and what may wait in each for a client that reads nothing: 16 MiB together.
 const STREAMS_LIMIT: u32 = 250;
 const SEND_BUFFER_BYTES: usize = 64 << 10;
@@ -158,6 +159,7 @@ async fn connection(server: ApiServer, stream: TcpStream, from: SocketAddr, acce
             return server.auth().refusals().log("connection", &from.to_string(), &why);
         }
     };
+    server.0.metrics.handshake();
     let peer = auth::Peer::from_certificates(stream.get_ref().1.peer_certificates(), &server.pki().trust());
     if peer.is_node() {
         end_with_its_node(stream.get_ref().0);

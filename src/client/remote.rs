@@ -55,6 +55,7 @@ pub struct Remote(Arc<Shared>);
 
 struct Shared {
     session: ArcSwap<Session>,
+    http: Http,
     /// Counts the sessions; requests of a former one are given up.
     sessions: watch::Sender<u64>,
     /// How long a connection may be silent, in seconds; 0 = for ever.
@@ -73,11 +74,24 @@ struct Session {
     tls: Arc<rustls::ClientConfig>,
 }
 
+/// What the server is known to speak.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Http {
+    Any,
+    /// Then requests that begin together share their connection from the first on: with `Any` each of them opens one,
+    /// before the first can say that it was enough.
+    Two,
+}
+
 impl Session {
-    fn new(access: Arc<Access>, resolver: &Resolver, clock: &Clock, idle_s: u64) -> Result<Self> {
+    fn new(access: Arc<Access>, resolver: &Resolver, clock: &Clock, idle_s: u64, http: Http) -> Result<Self> {
         let mut tls = client_config(&access, clock)?;
         tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        let http = reqwest::Client::builder()
+        let builder = match http {
+            Http::Any => reqwest::Client::builder(),
+            Http::Two => reqwest::Client::builder().http2_prior_knowledge(),
+        };
+        let http = builder
             .user_agent(concat!("edgelet/", env!("CARGO_PKG_VERSION")))
             .tls_backend_preconfigured(tls.clone())
             .dns_resolver(resolver.clone())
@@ -105,9 +119,19 @@ impl Remote {
 
     /// The same with the time that certificates are judged by.
     pub fn with_clock(access: Access, resolver: Resolver, clock: Clock) -> Result<Self> {
-        let session = Session::new(Arc::new(access), &resolver, &clock, 0)?;
+        Self::with(access, resolver, clock, Http::Any)
+    }
+
+    /// A node's, for a server of edgelet: one connection for everything.
+    pub fn for_node(access: Access, resolver: Resolver, clock: Clock) -> Result<Self> {
+        Self::with(access, resolver, clock, Http::Two)
+    }
+
+    fn with(access: Access, resolver: Resolver, clock: Clock, http: Http) -> Result<Self> {
+        let session = Session::new(Arc::new(access), &resolver, &clock, 0, http)?;
         Ok(Self(Arc::new(Shared {
             session: ArcSwap::from_pointee(session),
+            http,
             sessions: watch::Sender::new(0),
             idle_s: AtomicU64::new(0),
             deaths: watch::Sender::new(0),
@@ -129,7 +153,7 @@ impl Remote {
     /// From now on speaks with these credentials; requests under way go on with the former ones.
     pub fn reload(&self, access: Access) -> Result<()> {
         let idle_s = self.0.idle_s.load(Ordering::Relaxed);
-        let fresh = Session::new(Arc::new(access), &self.0.resolver, &self.0.clock, idle_s)?;
+        let fresh = Session::new(Arc::new(access), &self.0.resolver, &self.0.clock, idle_s, self.0.http)?;
         self.0.session.store(Arc::new(fresh));
         Ok(())
     }

@@ -31,6 +31,8 @@ struct State {
     failures: HashMap<Arc<str>, u32>,
     delayed: BTreeMap<(Instant, u64), Arc<str>>,
     due: HashMap<Arc<str>, (Instant, u64)>,
+    /// Keys that count as worked on until this time.
+    resting: BTreeMap<(Instant, u64), Arc<str>>,
     sequence: u64,
 }
 
@@ -66,6 +68,21 @@ impl State {
             self.due.remove(&key);
             self.add(key);
         }
+    }
+
+    fn end_rests(&mut self, now: Instant) {
+        while let Some(entry) = self.resting.first_entry() {
+            if entry.key().0 > now {
+                return;
+            }
+            let key = entry.remove();
+            self.finish(&key);
+        }
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        let first = |places: &BTreeMap<(Instant, u64), Arc<str>>| places.first_key_value().map(|((at, _), _)| *at);
+        [first(&self.delayed), first(&self.resting)].into_iter().flatten().min()
     }
 
     fn take(&mut self) -> Option<Arc<str>> {
@@ -106,7 +123,9 @@ impl WorkQueue {
         loop {
             let deadline = {
                 let mut state = self.lock();
-                state.release_due(Instant::now());
+                let now = Instant::now();
+                state.end_rests(now);
+                state.release_due(now);
                 if let Some(key) = state.take() {
                     if !state.ready.is_empty() {
                         // One permit is kept at most: pass the wake-up on to the next worker.
@@ -114,7 +133,7 @@ impl WorkQueue {
                     }
                     return key.to_string();
                 }
-                state.delayed.first_key_value().map(|((at, _), _)| *at)
+                state.next_deadline()
             };
             match deadline {
                 None => self.inner.wake.notified().await,
@@ -130,6 +149,20 @@ impl WorkQueue {
         let mut state = self.lock();
         state.failures.remove(key);
         state.finish(key);
+        drop(state);
+        self.inner.wake.notify_one();
+    }
+
+    /// Success, and the key is handed out again no sooner than after a rest, however often it is added meanwhile.
+    pub fn done_resting(&self, key: &str, rest: Duration) {
+        if rest.is_zero() {
+            return self.done(key);
+        }
+        let mut state = self.lock();
+        state.failures.remove(key);
+        state.sequence += 1;
+        let place = (Instant::now() + rest, state.sequence);
+        state.resting.insert(place, key.into());
         drop(state);
         self.inner.wake.notify_one();
     }
@@ -194,6 +227,25 @@ mod tests {
         assert_eq!(start.elapsed().as_secs(), 60);
         queue.done("late");
         assert!(tokio::time::timeout(Duration::from_secs(3600), queue.next()).await.is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_resting_key_waits_and_others_do_not() {
+        let queue = WorkQueue::new();
+        let start = Instant::now();
+        queue.add("large");
+        let key = queue.next().await;
+        queue.done_resting(&key, Duration::from_millis(300));
+        queue.add("large");
+        queue.add_after("large", Duration::from_millis(100));
+        queue.add("small");
+        assert_eq!(queue.next().await, "small");
+        assert_eq!(queue.next().await, "large");
+        assert_eq!(start.elapsed().as_millis(), 300);
+        queue.done_resting("large", Duration::from_millis(300));
+        assert!(tokio::time::timeout(Duration::from_secs(60), queue.next()).await.is_err(), "nobody added it again");
+        queue.add("large");
+        assert_eq!(queue.next().await, "large");
     }
 
     #[tokio::test(start_paused = true)]

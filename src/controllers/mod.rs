@@ -43,6 +43,8 @@ pub struct ControllerConfig {
     pub ca_pem: String,
     /// How long a node may be silent before it counts as lost.
     pub node_grace_s: u64,
+    /// The node on the server's own board: that it is heard of says nothing of the network. Empty: none.
+    pub own_node: String,
     /// Addresses of all pods; every node gets a part.
     pub cluster_cidr: Cidr,
     /// Prefix length of a node's part.
@@ -54,7 +56,8 @@ pub struct ControllerConfig {
 impl ControllerConfig {
     pub fn new(kinds: Kinds, ca_pem: String) -> Self {
         let cluster_cidr = "10.42.0.0/16".parse().expect("a constant");
-        Self { kinds, ca_pem, node_grace_s: 40, cluster_cidr, node_cidr_mask: 24, pki: None }
+        let own_node = String::new();
+        Self { kinds, ca_pem, node_grace_s: 40, own_node, cluster_cidr, node_cidr_mask: 24, pki: None }
     }
 }
 
@@ -123,7 +126,7 @@ pub fn run_all(config: &ControllerConfig, client: Client, informers: Informers, 
     start(tree, "replicaset", replicaset::Controller::new(&tools));
     start(tree, "endpoint slices", endpoints::slices::Controller::new(&tools));
     start(tree, "endpoints", endpoints::legacy::Controller::new(&tools));
-    start(tree, "node lifecycle", node::Controller::new(&tools, config.node_grace_s));
+    start(tree, "node lifecycle", node::Controller::new(&tools, config));
     start(tree, "node ipam", node_ipam::Controller::new(&tools, config.cluster_cidr, config.node_cidr_mask));
     start(tree, "token cleaner", certificates::tokens::Controller::new(&tools));
     if let Some(pki) = &config.pki {

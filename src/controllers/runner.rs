@@ -4,14 +4,21 @@
 use crate::api::status::Result;
 use crate::client::informer::Change;
 use crate::client::{Informer, WorkQueue};
+use crate::clock::monotonic;
 use crate::supervise::Shutdown;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
+
+/// A look that keeps the thread so long is followed by a rest of the key.
+const LONG: Duration = Duration::from_millis(10);
+const REST_LIMIT: Duration = Duration::from_secs(1);
 
 /// What a controller does with a key: observe, plan, apply. It may ask to be called again later.
 pub trait Reconcile: Send + Sync + 'static {
@@ -95,13 +102,38 @@ async fn feed(source: Source, queue: WorkQueue) {
     }
 }
 
+/// Adds up how long a future keeps the thread.
+struct Timed<'a, F> {
+    future: F,
+    busy: &'a mut Duration,
+}
+
+impl<F: Future + Unpin> Future for Timed<'_, F> {
+    type Output = F::Output;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
+        let begun = monotonic();
+        let polled = self.future.poll_unpin(context);
+        *self.busy += begun.elapsed();
+        polled
+    }
+}
+
+/// An object with thousands of children changes all the time while they start, and each look takes long: it may have
+/// a third of the thread. What is looked at quickly never waits.
+fn rest(busy: Duration) -> Duration {
+    if busy < LONG { Duration::ZERO } else { (busy * 2).min(REST_LIMIT) }
+}
+
 /// One worker: takes keys for ever.
 pub async fn work(name: &'static str, controller: Arc<dyn Reconcile>, queue: WorkQueue) {
     loop {
         let key = queue.next().await;
-        match AssertUnwindSafe(controller.reconcile(&key)).catch_unwind().await {
+        let mut busy = Duration::ZERO;
+        let reconcile = Timed { future: controller.reconcile(&key), busy: &mut busy };
+        match AssertUnwindSafe(reconcile).catch_unwind().await {
             Ok(Ok(again)) => {
-                queue.done(&key);
+                queue.done_resting(&key, rest(busy));
                 if let Some(delay) = again {
                     queue.add_after(&key, delay);
                 }

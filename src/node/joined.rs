@@ -55,8 +55,7 @@ pub fn connect(
     clock: Clock,
     tree: &mut Tree,
 ) -> anyhow::Result<Uplink> {
-    let remote =
-        Remote::with_clock(access(joined), Resolver::default(), clock.clone()).context("use the node's keys")?;
+    let remote = Remote::for_node(access(joined), Resolver::default(), clock.clone()).context("use the node's keys")?;
     remote.keep_alive(Idle::default().limit())?;
     let (streams, kubelet) = mpsc::channel(STREAMS_LIMIT);
     let (state, states) = watch::channel(State::default());

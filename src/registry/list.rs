@@ -80,7 +80,11 @@ impl Registry {
         let mut after = plan.after.clone();
         loop {
             let chunk = if limit == 0 { 0 } else { SCAN_CHUNK };
-            let page = self.store.list(&plan.prefix, &after, chunk, at).await?;
+            let indexed = if at.is_none() { selection.indexed(kind, &plan.prefix, &*self.store) } else { None };
+            let page = match indexed {
+                Some(page) => page,
+                None => self.store.list(&plan.prefix, &after, chunk, at).await?,
+            };
             found.revision = page.revision;
             at = Some(page.revision);
             for entry in &page.entries {

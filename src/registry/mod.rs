@@ -209,6 +209,7 @@ pub struct Registry {
 
 impl Registry {
     pub fn new(config: RegistryConfig, store: Arc<dyn Store>, kinds: Kinds, clock: Clock, trace: Arc<Trace>) -> Self {
+        store.tag_with(selection::tag_of);
         Self {
             config,
             kinds,

@@ -24,8 +24,8 @@ struct Watcher {
     /// Set until the bookmark that ends the initial state has been sent.
     announce_end: bool,
     bookmark_at: Option<Instant>,
-    /// The resource has changed since the last bookmark, though not in what this watcher sees.
-    moved: bool,
+    /// The newest revision of the resource that a bookmark, or the beginning, has told of.
+    told: u64,
     deadline: Option<Instant>,
     over: bool,
 }
@@ -48,14 +48,14 @@ impl Registry {
         let prefix = selection.prefix(kind, namespace);
         let wants_initial = options.send_initial_events.unwrap_or(asked == 0);
         let (initial, from) = if wants_initial {
-            let page = self.store.list(&prefix, "", 0, None).await;
+            let page = selection.candidates(kind, &prefix, &*self.store).await;
             let page = page.map_err(|error| store_error(kind, "", error))?;
             let matching = page.entries.into_iter().filter(|entry| selection.matches(kind, entry));
             (matching.collect(), page.revision)
         } else {
             (Vec::new(), if asked == 0 { newest } else { asked })
         };
-        let cursor = match self.store.watch(&prefix, from) {
+        let cursor = match self.store.follow(selection.subject(kind, namespace), from) {
             Ok(cursor) => cursor,
             // The protocol tells of a lost revision in the stream, not in the answer.
             Err(error) => {
@@ -71,7 +71,7 @@ impl Registry {
             initial: initial.into_iter(),
             announce_end: options.send_initial_events == Some(true) && options.allow_bookmarks,
             bookmark_at: options.allow_bookmarks.then(|| now + BOOKMARK_INTERVAL),
-            moved: false,
+            told: from,
             deadline: options.timeout_s.map(|seconds| now + Duration::from_secs(seconds)),
             over: false,
         };
@@ -94,7 +94,7 @@ impl Watcher {
             tokio::select! {
                 biased;
                 event = self.cursor.next() => match event {
-                    Ok(event) => match self.moved(&event) {
+                    Ok(event) => match self.change(&event) {
                         Ok(Some(change)) => return Some(change),
                         Ok(None) => {}
                         Err(error) => return Some(self.fail(error)),
@@ -106,14 +106,15 @@ impl Watcher {
                 },
                 () = at(self.deadline) => {
                     self.over = true;
+                    self.cursor.catch_up();
                     return self.bookmark_at.map(|_| self.bookmark());
                 }
                 () = at(self.bookmark_at) => {
+                    self.bookmark_at = Some(clock::monotonic() + BOOKMARK_INTERVAL);
                     // A watch can be resumed from any revision at which its resource was the same.
-                    if self.moved {
+                    if self.cursor.resource_revision() > self.told && self.cursor.catch_up() {
                         return Some(self.bookmark());
                     }
-                    self.bookmark_at = Some(clock::monotonic() + BOOKMARK_INTERVAL);
                 }
             }
         }
@@ -124,13 +125,8 @@ impl Watcher {
         Change::Error(error)
     }
 
-    fn moved(&mut self, event: &Event) -> Result<Option<Change>> {
-        self.moved = true;
-        self.change(event)
-    }
-
     fn bookmark(&mut self) -> Change {
-        self.moved = false;
+        self.told = self.cursor.revision();
         self.bookmark_at = Some(clock::monotonic() + BOOKMARK_INTERVAL);
         Change::Bookmark { revision: self.cursor.revision(), initial_events_end: false }
     }

@@ -51,6 +51,8 @@ pub struct NodeInfo {
     /// Size in bytes by every name the image has.
     pub images: HashMap<String, i64>,
     pub pods: BTreeMap<String, Arc<PodInfo>>,
+    /// How many of them shun others.
+    pub shunning: usize,
     pub used: Resources,
     pub scored_cpu_milli: i64,
     pub scored_memory_bytes: i64,
@@ -58,7 +60,6 @@ pub struct NodeInfo {
 
 struct Placed {
     node: String,
-    info: Arc<PodInfo>,
     assumed: bool,
 }
 
@@ -143,6 +144,7 @@ impl NodeInfo {
         self.used.add(&info.requests);
         self.scored_cpu_milli += info.scored_cpu_milli;
         self.scored_memory_bytes += info.scored_memory_bytes;
+        self.shunning += usize::from(!info.anti_affinity.is_empty());
         self.pods.insert(info.key(), info);
     }
 
@@ -151,6 +153,7 @@ impl NodeInfo {
             self.used.subtract(&info.requests);
             self.scored_cpu_milli -= info.scored_cpu_milli;
             self.scored_memory_bytes -= info.scored_memory_bytes;
+            self.shunning -= usize::from(!info.anti_affinity.is_empty());
         }
     }
 }
@@ -208,8 +211,8 @@ impl Snapshot {
     fn place(&mut self, node: &str, info: Arc<PodInfo>, assumed: bool) {
         let key = info.key();
         self.remove_pod(&key);
-        self.nodes.entry(node.to_owned()).or_default().add(info.clone());
-        self.placed.insert(key, Placed { node: node.to_owned(), info, assumed });
+        self.nodes.entry(node.to_owned()).or_default().add(info);
+        self.placed.insert(key, Placed { node: node.to_owned(), assumed });
     }
 
     fn drop_if_unused(&mut self, name: &str) {
@@ -218,9 +221,15 @@ impl Snapshot {
         }
     }
 
-    /// Every pod on a node, with the labels of that node.
+    /// Every pod on a node, with that node.
     pub fn placed(&self) -> impl Iterator<Item = (&NodeInfo, &Arc<PodInfo>)> {
-        self.placed.values().filter_map(|placed| Some((self.node(&placed.node)?, &placed.info)))
+        self.nodes().flat_map(|node| node.pods.values().map(move |info| (node, info)))
+    }
+
+    /// Every pod that shuns others, with its node. As a rule there are none, however many pods there are.
+    pub fn shunning(&self) -> impl Iterator<Item = (&NodeInfo, &Arc<PodInfo>)> {
+        let nodes = self.nodes().filter(|node| node.shunning > 0);
+        nodes.flat_map(|node| node.pods.values().map(move |info| (node, info)))
     }
 }
 

@@ -1,15 +1,15 @@
 //! The newest state of every key, shared by readers and the one writer; and the compare step of a write.
 //! Reads never touch the disk. The lock is held for map operations only, never across I/O.
 
+use super::channel::{Channels, Tags, tag_channel};
 use super::watch::Ring;
-use super::{Entry, Event, Expected, Page, StoreError, Watch, Write, splice};
+use super::{Entry, Event, Expected, Page, StoreError, Subject, TagOf, Watch, Write, splice};
 use crate::clock;
 use std::borrow::Borrow;
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Bound;
-use std::sync::{Arc, Mutex, MutexGuard};
-use tokio::sync::Notify;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use tokio::time::Instant;
 
 /// An entry ordered by its key, so that the map holds the key once.
@@ -40,7 +40,10 @@ impl Ord for ByKey {
 /// What the lock protects.
 pub(super) struct State {
     entries: BTreeSet<ByKey>,
+    /// Entries that bear a tag, by its channel.
+    tagged: HashMap<Arc<str>, BTreeSet<ByKey>>,
     pub(super) ring: Ring,
+    pub(super) channels: Channels,
     pub(super) revision: u64,
     pub(super) closed: bool,
 }
@@ -48,8 +51,7 @@ pub(super) struct State {
 /// The cache of one store. Cheap to share; the writer publishes, everyone reads.
 pub(super) struct Cache {
     state: Mutex<State>,
-    /// One per watched resource; bounded by the number of resources.
-    wakers: Mutex<HashMap<Box<str>, Arc<Notify>>>,
+    tag_of: OnceLock<TagOf>,
 }
 
 /// The part of a key that names the resource: everything before the first `/`.
@@ -86,8 +88,33 @@ pub(super) fn plan(current: Option<Arc<Entry>>, write: &Write, revision: u64) ->
 impl Cache {
     pub fn new(entries: Vec<Arc<Entry>>, revision: u64, ring_limit_bytes: usize) -> Arc<Self> {
         let entries = entries.into_iter().map(ByKey).collect();
-        let state = State { entries, ring: Ring::new(revision, ring_limit_bytes), revision, closed: false };
-        Arc::new(Self { state: Mutex::new(state), wakers: Mutex::default() })
+        let (tagged, channels) = (HashMap::new(), Channels::default());
+        let ring = Ring::new(revision, ring_limit_bytes);
+        let state = State { entries, tagged, ring, channels, revision, closed: false };
+        Arc::new(Self { state: Mutex::new(state), tag_of: OnceLock::new() })
+    }
+
+    /// From now on entries can be listed and watched by their tag. The first function stays.
+    pub fn tag_with(&self, tag_of: TagOf) {
+        let mut state = self.lock();
+        if self.tag_of.set(tag_of).is_ok() {
+            let State { entries, tagged, .. } = &mut *state;
+            for ByKey(entry) in entries.iter() {
+                if let Some(channel) = self.tag_channel(Some(entry)) {
+                    tagged.entry(channel).or_default().insert(ByKey(entry.clone()));
+                }
+            }
+        }
+    }
+
+    fn tag_channel(&self, entry: Option<&Arc<Entry>>) -> Option<Arc<str>> {
+        let (entry, tag_of) = entry.zip(self.tag_of.get())?;
+        let resource = resource_of(&entry.key);
+        Some(tag_channel(resource, &tag_of(resource, &entry.bytes)?).into())
+    }
+
+    fn tags(&self, event: &Event) -> Tags {
+        [self.tag_channel(event.previous.as_ref()), self.tag_channel(event.current.as_ref())]
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
@@ -111,53 +138,50 @@ impl Cache {
         }
     }
 
-    pub fn watch(self: &Arc<Self>, prefix: &str, after: u64) -> Result<Watch, StoreError> {
-        let resource = resource_of(prefix);
+    /// As `list` of the newest state, of those entries that bear a tag.
+    pub fn list_tagged(&self, prefix: &str, tag: &str) -> Page {
         let state = self.lock();
-        let floor = state.ring.floor(resource);
+        let found = state.tagged.get(&*tag_channel(resource_of(prefix), tag));
+        let entries = found.into_iter().flatten().map(|entry| &entry.0);
+        page(entries.filter(|entry| entry.key.starts_with(prefix)), 0, state.revision)
+    }
+
+    pub fn follow(self: &Arc<Self>, subject: Subject, after: u64) -> Result<Watch, StoreError> {
+        let mut state = self.lock();
+        let floor = state.ring.floor(resource_of(subject.prefix()));
         if after < floor {
             return Err(StoreError::Compacted(after, floor));
         }
         if after > state.revision {
             return Err(StoreError::Future(after, state.revision));
         }
+        let State { ring, channels, .. } = &mut *state;
+        let waker = channels.join(&subject.channel(), after, ring);
         drop(state);
-        let mut wakers = self.wakers.lock().expect("no panic while the wakers are locked");
-        let waker = wakers.entry(resource.into()).or_default().clone();
-        Ok(Watch::new(self.clone(), waker, prefix, after))
+        Ok(Watch::new(self.clone(), waker, subject, after))
     }
 
-    /// Makes changes readable, in revision order, and wakes who watches their resources.
+    /// Makes changes readable, in revision order, and wakes who watches them.
     pub fn publish(&self, events: Vec<Event>, at: Instant) {
-        if events.is_empty() {
-            return;
-        }
-        let mut resources: Vec<Box<str>> = Vec::with_capacity(1);
+        let tags: Vec<Tags> = events.iter().map(|event| self.tags(event)).collect();
+        let mut wakes = Vec::new();
         let mut state = self.lock();
-        for event in events {
-            let resource = resource_of(&event.shown().key);
-            if !resources.iter().any(|known| &**known == resource) {
-                resources.push(resource.into());
-            }
-            state.apply(event, at);
+        state.channels.begin();
+        for (event, tags) in events.into_iter().zip(tags) {
+            state.channels.note(&event, &tags, &mut wakes);
+            state.apply(event, tags, at);
         }
         drop(state);
-        self.wake(|resource| resource.is_empty() || resources.iter().any(|touched| &**touched == resource));
+        wakes.iter().for_each(|waker| waker.notify_waiters());
     }
 
     /// Ends every watch.
     pub fn close(&self) {
-        self.lock().closed = true;
-        self.wake(|_| true);
-    }
-
-    fn wake(&self, whom: impl Fn(&str) -> bool) {
-        let wakers = self.wakers.lock().expect("no panic while the wakers are locked");
-        for (resource, waker) in wakers.iter() {
-            if whom(resource) {
-                waker.notify_waiters();
-            }
-        }
+        let mut state = self.lock();
+        state.closed = true;
+        let wakes = state.channels.all();
+        drop(state);
+        wakes.iter().for_each(|waker| waker.notify_waiters());
     }
 }
 
@@ -166,8 +190,9 @@ impl State {
         self.entries.get(key).map(|entry| &entry.0)
     }
 
-    pub fn apply(&mut self, event: Event, at: Instant) {
+    fn apply(&mut self, event: Event, tags: Tags, at: Instant) {
         self.revision = event.revision;
+        self.retag(&event, &tags);
         match &event.current {
             Some(entry) => {
                 self.entries.replace(ByKey(entry.clone()));
@@ -176,7 +201,24 @@ impl State {
                 self.entries.remove(&*event.shown().key);
             }
         }
-        self.ring.push(event, at);
+        self.ring.push(event, tags, at);
+        while let Some(slot) = self.ring.overflow() {
+            self.channels.forget(&slot);
+        }
+    }
+
+    fn retag(&mut self, event: &Event, [before, after]: &Tags) {
+        if let Some(before) = before.as_ref().filter(|before| Some(*before) != after.as_ref())
+            && let Some(entries) = self.tagged.get_mut(before)
+        {
+            entries.remove(&*event.shown().key);
+            if entries.is_empty() {
+                self.tagged.remove(before);
+            }
+        }
+        if let (Some(after), Some(entry)) = (after, &event.current) {
+            self.tagged.entry(after.clone()).or_default().replace(ByKey(entry.clone()));
+        }
     }
 
     /// Entries under `prefix` with a key greater than `after`, in key order.

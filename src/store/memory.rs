@@ -2,7 +2,7 @@
 
 use super::cache::{Cache, plan};
 use super::watch::RING_LIMIT_BYTES;
-use super::{Entry, Page, Store, StoreError, Watch, Write};
+use super::{Entry, Page, Store, StoreError, Subject, TagOf, Watch, Write};
 use crate::clock;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -60,8 +60,16 @@ impl Store for MemoryStore {
         async move { self.write_now(&write) }.boxed()
     }
 
-    fn watch(&self, prefix: &str, after: u64) -> Result<Watch, StoreError> {
-        self.cache.watch(prefix, after)
+    fn tag_with(&self, tag_of: TagOf) {
+        self.cache.tag_with(tag_of);
+    }
+
+    fn list_tagged(&self, prefix: &str, tag: &str) -> Page {
+        self.cache.list_tagged(prefix, tag)
+    }
+
+    fn follow(&self, subject: Subject, after: u64) -> Result<Watch, StoreError> {
+        self.cache.follow(subject, after)
     }
 
     fn revision(&self) -> u64 {

@@ -2,6 +2,7 @@
 //! One writer, group commit; the event ring is in memory and bounded in bytes; no history on disk.
 
 pub mod cache;
+mod channel;
 pub mod memory;
 pub mod seal;
 pub mod splice;
@@ -128,6 +129,20 @@ pub struct Page {
     pub remaining: u64,
 }
 
+/// What a watch follows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Subject {
+    /// Every key with this beginning.
+    Prefix(Box<str>),
+    /// One key.
+    Key(Box<str>),
+    /// Keys with this beginning, which names the resource, whose entries bear the tag before or after the event.
+    Tagged { prefix: Box<str>, tag: Box<str> },
+}
+
+/// The tag of an entry of a resource, by its bytes: one word that it can be found by, as a pod by its node.
+pub type TagOf = fn(resource: &str, bytes: &[u8]) -> Option<Box<str>>;
+
 /// The engine: SQLite, memory (tests) or, later, etcd.
 /// Reads see every acknowledged write. All methods are cancel-safe; a cancelled write may still happen.
 pub trait Store: Send + Sync {
@@ -146,8 +161,19 @@ pub trait Store: Send + Sync {
     /// One compare-and-write; the new entry, or for a deletion the last one with the revision of the deletion.
     fn write(&self, write: Write) -> BoxFuture<'_, Result<Arc<Entry>, StoreError>>;
 
+    /// From now on entries can be found by their tag; the first function given stays.
+    fn tag_with(&self, tag_of: TagOf);
+
+    /// The newest state of all entries under `prefix`, which names the resource, that bear a tag. No page: they are few.
+    fn list_tagged(&self, prefix: &str, tag: &str) -> Page;
+
+    /// Events of a subject with a revision greater than `after`.
+    fn follow(&self, subject: Subject, after: u64) -> Result<Watch, StoreError>;
+
     /// Events of keys under `prefix` with a revision greater than `after`.
-    fn watch(&self, prefix: &str, after: u64) -> Result<Watch, StoreError>;
+    fn watch(&self, prefix: &str, after: u64) -> Result<Watch, StoreError> {
+        self.follow(Subject::Prefix(prefix.into()), after)
+    }
 
     /// The newest revision that has been published.
     fn revision(&self) -> u64;

@@ -358,3 +358,75 @@ async fn secrets_are_sealed_on_the_disk_those_of_before_too_and_only_their_key_o
     assert!(other.ends_with("is sealed with another key than the one beside this database"), "{other}");
     assert!(refused(SqliteStore::open(&path)).ends_with("is sealed, and there is no key to open it"));
 }
+
+/// `node=NAME …` is tagged NAME.
+fn tag_of(resource: &str, bytes: &[u8]) -> Option<Box<str>> {
+    let text = std::str::from_utf8(bytes).ok()?;
+    let (_, rest) = text.split_once("node=").filter(|_| resource == "pods")?;
+    rest.split([' ', '"']).next().map(Into::into)
+}
+
+#[tokio::test]
+async fn a_tag_finds_its_entries_and_wakes_for_nothing_else() {
+    let store = Arc::new(MemoryStore::with_ring_limit(8 * 1024));
+    let before = store.write(put("pods/x/0", Expected::Absent, "node=b")).await.unwrap();
+    store.tag_with(tag_of);
+    let tagged = |tag: &str| Subject::Tagged { prefix: "pods/".into(), tag: tag.into() };
+    let keys = |tag: &str| -> Vec<String> {
+        store.list_tagged("pods/", tag).entries.iter().map(|entry| entry.key.to_string()).collect()
+    };
+    assert_eq!(keys("b"), ["pods/x/0"], "what was there before is found too");
+    let (mut a, mut b) =
+        (store.follow(tagged("a"), before.revision).unwrap(), store.follow(tagged("b"), before.revision).unwrap());
+    store.write(put("pods/x/1", Expected::Absent, "")).await.unwrap();
+    store.write(put("pods/x/1", Expected::Present, "node=a")).await.unwrap();
+    store.write(put("pods/x/1", Expected::Present, "node=a again")).await.unwrap();
+    store.write(put("pods/x/1", Expected::Present, "node=b")).await.unwrap();
+    store.write(delete("pods/x/1", Expected::Present)).await.unwrap();
+    let seen = |watch: &mut Watch| -> Vec<(bool, bool)> {
+        let events = std::iter::from_fn(|| watch.ready().unwrap());
+        events.map(|event| (event.previous.is_some(), event.current.is_some())).collect()
+    };
+    // It comes (unbound before), changes, goes to the other; and is deleted there.
+    assert_eq!(seen(&mut a), [(true, true), (true, true), (true, true)]);
+    assert_eq!(seen(&mut b), [(true, true), (true, false)]);
+    assert_eq!((keys("a"), keys("b")), (vec![], vec!["pods/x/0".to_owned()]));
+
+    // Others fill the ring many times: an idle watch of a tag or of a key is not overtaken, and says how far it is.
+    let mut one = store.follow(Subject::Key("pods/x/0".into()), store.revision()).unwrap();
+    for index in 0..100 {
+        store
+            .write(put("pods/x/2", if index == 0 { Expected::Absent } else { Expected::Present }, "node=c"))
+            .await
+            .unwrap();
+    }
+    assert_eq!(one.resource_revision(), store.revision());
+    assert!(one.catch_up() && one.revision() == store.revision());
+    store.write(put("pods/x/0", Expected::Present, "node=b")).await.unwrap();
+    assert!(!one.catch_up(), "something waits");
+    for watch in [&mut one, &mut b] {
+        assert_eq!(&*watch.next().await.unwrap().shown().key, "pods/x/0");
+    }
+    assert!(a.ready().unwrap().is_none());
+    for _ in 0..100 {
+        store.write(put("pods/x/0", Expected::Present, "node=b")).await.unwrap();
+    }
+    assert!(matches!(b.ready(), Err(StoreError::Compacted(..))), "its own events overtake it");
+    assert!(a.ready().unwrap().is_none());
+}
+
+#[tokio::test]
+async fn a_second_watch_of_a_subject_may_begin_earlier() {
+    let store = MemoryStore::default();
+    let first = store.write(put("pods/x/1", Expected::Absent, "1")).await.unwrap().revision;
+    let second = store.write(put("pods/x/1", Expected::Present, "2")).await.unwrap().revision;
+    store.write(put("pods/x/1", Expected::Present, "3")).await.unwrap();
+    let subject = Subject::Key("pods/x/1".into());
+    let mut late = store.follow(subject.clone(), second).unwrap();
+    let mut early = store.follow(subject.clone(), first).unwrap();
+    assert_eq!(early.ready().unwrap().map(|event| event.revision), Some(second));
+    drop(early);
+    assert_eq!(late.ready().unwrap().map(|event| event.revision), Some(second + 1));
+    drop(late);
+    assert_eq!(store.follow(subject, 1).unwrap().ready().unwrap().map(|event| event.revision), Some(first));
+}

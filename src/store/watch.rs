@@ -2,7 +2,8 @@
 //! A cursor that the ring has overtaken ends with `Compacted`; its owner lists again.
 
 use super::cache::{Cache, resource_of};
-use super::{Event, StoreError};
+use super::channel::{Tags, tag_channel};
+use super::{Event, StoreError, Subject};
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,8 +17,9 @@ const EVENT_OVERHEAD_BYTES: usize = 256;
 /// Older states than this are not read back, as after etcd's compaction: clients rely on tokens that expire.
 const READ_BACK_LIMIT: Duration = Duration::from_secs(300);
 
-struct Slot {
-    event: Event,
+pub(super) struct Slot {
+    pub event: Event,
+    pub tags: Tags,
     at: Instant,
 }
 
@@ -30,6 +32,8 @@ pub(super) struct Ring {
     start: u64,
     /// The newest event dropped, per resource, so that traffic of one resource expires no other's watches.
     dropped: HashMap<Box<str>, u64>,
+    /// The newest event, per resource.
+    newest: HashMap<Box<str>, u64>,
 }
 
 /// Only the states that nobody else holds count: the newest ones are the cache's.
@@ -38,35 +42,46 @@ fn held_bytes(event: &Event) -> usize {
     EVENT_OVERHEAD_BYTES + states.map(|entry| entry.bytes.len()).sum::<usize>()
 }
 
+fn set_newest(by_resource: &mut HashMap<Box<str>, u64>, event: &Event) {
+    let resource = resource_of(&event.shown().key);
+    match by_resource.get_mut(resource) {
+        Some(revision) => *revision = event.revision,
+        None => drop(by_resource.insert(resource.into(), event.revision)),
+    }
+}
+
 impl Ring {
     pub fn new(start: u64, limit_bytes: usize) -> Self {
-        Self { slots: VecDeque::new(), held_bytes: 0, limit_bytes, start, dropped: HashMap::new() }
+        let (dropped, newest) = (HashMap::new(), HashMap::new());
+        Self { slots: VecDeque::new(), held_bytes: 0, limit_bytes, start, dropped, newest }
     }
 
-    pub fn push(&mut self, event: Event, at: Instant) {
+    pub fn push(&mut self, event: Event, tags: Tags, at: Instant) {
         self.held_bytes += held_bytes(&event);
-        self.slots.push_back(Slot { event, at });
+        set_newest(&mut self.newest, &event);
+        self.slots.push_back(Slot { event, tags, at });
+    }
+
+    /// Takes out what is too much; to be called after `push` until it gives nothing.
+    pub fn overflow(&mut self) -> Option<Slot> {
         // The newest event always stays, or a single large one would end every watch.
-        while self.held_bytes > self.limit_bytes && self.slots.len() > 1 {
-            if let Some(slot) = self.slots.pop_front() {
-                self.held_bytes -= held_bytes(&slot.event);
-                let resource = resource_of(&slot.event.shown().key);
-                match self.dropped.get_mut(resource) {
-                    Some(revision) => *revision = slot.event.revision,
-                    None => drop(self.dropped.insert(resource.into(), slot.event.revision)),
-                }
-            }
+        if self.held_bytes <= self.limit_bytes || self.slots.len() <= 1 {
+            return None;
         }
+        let slot = self.slots.pop_front()?;
+        self.held_bytes -= held_bytes(&slot.event);
+        set_newest(&mut self.dropped, &slot.event);
+        Some(slot)
     }
 
     /// The oldest revision from which every later event of a resource is known (of all resources: empty).
     pub fn floor(&self, resource: &str) -> u64 {
-        let dropped = if resource.is_empty() {
-            self.dropped.values().copied().max()
-        } else {
-            self.dropped.get(resource).copied()
-        };
-        dropped.unwrap_or(0).max(self.start)
+        of_resource(&self.dropped, resource).max(self.start)
+    }
+
+    /// The newest event of a resource since the start (of all resources: empty).
+    pub fn newest(&self, resource: &str) -> u64 {
+        of_resource(&self.newest, resource)
     }
 
     /// The oldest revision that can be shown as it was.
@@ -76,17 +91,46 @@ impl Ring {
         self.floor(resource).max(newest_expired)
     }
 
-    /// The first event of a key under `prefix` after a revision.
-    fn first_after(&self, prefix: &str, after: u64) -> Option<&Event> {
+    /// The event of a revision.
+    pub fn event(&self, revision: u64) -> Option<&Event> {
+        let place = self.slots.partition_point(|slot| slot.event.revision < revision);
+        self.slots.get(place).map(|slot| &slot.event).filter(|event| event.revision == revision)
+    }
+
+    /// Everything after a revision, oldest first.
+    pub fn slots_after(&self, after: u64) -> impl DoubleEndedIterator<Item = &Slot> {
         let from = self.slots.partition_point(|slot| slot.event.revision <= after);
-        let mut events = self.slots.range(from..).map(|slot| &slot.event);
-        events.find(|event| event.shown().key.starts_with(prefix))
+        self.slots.range(from..)
     }
 
     /// Events after a revision, newest first.
     pub fn newest_first(&self, after: u64) -> impl Iterator<Item = &Event> {
-        let from = self.slots.partition_point(|slot| slot.event.revision <= after);
-        self.slots.range(from..).rev().map(|slot| &slot.event)
+        self.slots_after(after).rev().map(|slot| &slot.event)
+    }
+}
+
+fn of_resource(by_resource: &HashMap<Box<str>, u64>, resource: &str) -> u64 {
+    let found =
+        if resource.is_empty() { by_resource.values().copied().max() } else { by_resource.get(resource).copied() };
+    found.unwrap_or(0)
+}
+
+impl Subject {
+    /// What all keys begin with.
+    pub(super) fn prefix(&self) -> &str {
+        match self {
+            Self::Prefix(prefix) | Self::Tagged { prefix, .. } => prefix,
+            Self::Key(key) => key,
+        }
+    }
+
+    /// The channel that has all of its events, and perhaps more.
+    pub(super) fn channel(&self) -> Box<str> {
+        match self {
+            Self::Prefix(prefix) => resource_of(prefix).into(),
+            Self::Key(key) => key.clone(),
+            Self::Tagged { prefix, tag } => tag_channel(resource_of(prefix), tag).into(),
+        }
     }
 }
 
@@ -94,14 +138,22 @@ impl Ring {
 pub struct Watch {
     cache: Arc<Cache>,
     waker: Arc<Notify>,
-    prefix: Box<str>,
+    subject: Subject,
+    channel: Box<str>,
     /// Everything up to here has been given out.
     after: u64,
 }
 
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.cache.lock().channels.leave(&self.channel);
+    }
+}
+
 impl Watch {
-    pub(super) fn new(cache: Arc<Cache>, waker: Arc<Notify>, prefix: &str, after: u64) -> Self {
-        Self { cache, waker, prefix: prefix.into(), after }
+    pub(super) fn new(cache: Arc<Cache>, waker: Arc<Notify>, subject: Subject, after: u64) -> Self {
+        let channel = subject.channel();
+        Self { cache, waker, subject, channel, after }
     }
 
     /// Waits for the next event. Cancel-safe. After an error the watch is over.
@@ -121,11 +173,13 @@ impl Watch {
     /// The next event if there is one already.
     pub fn ready(&mut self) -> Result<Option<Event>, StoreError> {
         let state = self.cache.lock();
-        let floor = state.ring.floor(resource_of(&self.prefix));
+        let channel = state.channels.get(&self.channel).expect("a watch has joined its channel");
+        let floor = channel.floor();
         if self.after < floor {
             return Err(StoreError::Compacted(self.after, floor));
         }
-        let event = state.ring.first_after(&self.prefix, self.after).cloned();
+        let mut events = channel.events(&state.ring, self.after);
+        let event = events.find(|event| event.shown().key.starts_with(self.subject.prefix())).cloned();
         if event.is_none() && state.closed {
             return Err(StoreError::Closed);
         }
@@ -133,8 +187,27 @@ impl Watch {
         Ok(event)
     }
 
-    /// The revision up to which everything has been given out: what a bookmark says after `ready` gave `None`.
+    /// Moves to the newest revision if nothing waits to be given out. Whether it did.
+    pub fn catch_up(&mut self) -> bool {
+        let state = self.cache.lock();
+        let Some(channel) = state.channels.get(&self.channel).filter(|channel| self.after >= channel.floor()) else {
+            return false;
+        };
+        let mut events = channel.events(&state.ring, self.after);
+        let idle = !events.any(|event| event.shown().key.starts_with(self.subject.prefix()));
+        if idle {
+            self.after = state.revision;
+        }
+        idle
+    }
+
+    /// The revision up to which everything has been given out: what a bookmark says after `catch_up`.
     pub fn revision(&self) -> u64 {
         self.after
+    }
+
+    /// The newest change of the whole resource, of which the watch may see only a part.
+    pub fn resource_revision(&self) -> u64 {
+        self.cache.lock().ring.newest(resource_of(self.subject.prefix()))
     }
 }

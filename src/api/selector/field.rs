@@ -60,6 +60,14 @@ impl FieldSelector {
         self.terms.iter().find(|term| term.equals && term.field == field).map(|term| term.value.as_str())
     }
 
+    /// The field and the value it must have, when nothing else is asked for.
+    pub fn only(&self) -> Option<(&str, &str)> {
+        match self.terms.as_slice() {
+            [term] if term.equals => Some((&term.field, &term.value)),
+            _ => None,
+        }
+    }
+
     pub fn matches(&self, kind: &Kind, object: &Object) -> bool {
         self.terms.iter().all(|term| term.matches(kind, object))
     }

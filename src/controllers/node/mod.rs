@@ -4,8 +4,8 @@ mod eviction;
 mod health;
 mod zone;
 
-use super::Tools;
 use super::runner::{Reconcile, Source};
+use super::{ControllerConfig, Tools};
 use crate::api::status::Result;
 use crate::api::view::node::{Lease, Node, Taint};
 use crate::client::events::Type;
@@ -84,6 +84,8 @@ pub struct Controller {
     tools: Tools,
     recorder: EventRecorder,
     grace: Duration,
+    /// The node on the server's own board, if there is one.
+    own_node: String,
     nodes: Informer,
     leases: Informer,
     pods: Informer,
@@ -94,7 +96,7 @@ pub struct Controller {
 }
 
 impl Controller {
-    pub fn new(tools: &Tools, grace_s: u64) -> (Arc<Self>, Vec<Source>) {
+    pub fn new(tools: &Tools, config: &ControllerConfig) -> (Arc<Self>, Vec<Source>) {
         let nodes = tools.informers.all(NODES);
         let scope = Scope { namespace: LEASE_NAMESPACE.to_owned(), ..Scope::default() };
         let (leases, pods) = (tools.informers.get(LEASES, scope), tools.informers.all(PODS));
@@ -116,7 +118,8 @@ impl Controller {
         let controller = Self {
             tools: tools.clone(),
             recorder: tools.recorder("node-controller"),
-            grace: Duration::from_secs(grace_s),
+            grace: Duration::from_secs(config.node_grace_s),
+            own_node: config.own_node.clone(),
             nodes,
             leases,
             pods,
@@ -186,10 +189,11 @@ impl Controller {
 
     fn zones(&self, seen: &HashMap<String, Seen>) -> BTreeMap<String, Health> {
         let mut zones: BTreeMap<String, Health> = BTreeMap::new();
-        for one in seen.values() {
+        for (name, one) in seen {
             let (zone, quiet) = (zones.entry(one.zone.clone()).or_default(), one.at.elapsed());
             if one.ready && quiet < self.grace {
                 zone.ready += 1;
+                zone.at_home += usize::from(*name == self.own_node);
                 zone.sure += usize::from(quiet < self.grace / 2);
             } else {
                 zone.lost += 1;

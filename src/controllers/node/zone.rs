@@ -19,6 +19,8 @@ pub struct Health {
     pub lost: usize,
     /// Heard of so lately that it cannot be lost.
     pub sure: usize,
+    /// Of the ready ones, the one on the server's own board: it is heard of when the network is dead, too.
+    pub at_home: usize,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,11 +39,24 @@ pub fn zone_of(labels: &BTreeMap<String, String>) -> String {
     format!("{}/{}", label("topology.kubernetes.io/region"), label("topology.kubernetes.io/zone"))
 }
 
+/// The zones as the network shows them. With few other nodes the one at home counts like them: then a lost node is a
+/// lost node, and not a sign that we are cut off.
+fn far(zones: &BTreeMap<String, Health>) -> Vec<Health> {
+    let others: usize = zones.values().map(|health| health.ready + health.lost - health.at_home).sum();
+    let counted = |health: &Health| match others > FEW_NODES {
+        true => {
+            Health { ready: health.ready - health.at_home, sure: health.sure.saturating_sub(health.at_home), ..*health }
+        }
+        false => *health,
+    };
+    zones.values().map(counted).filter(|health| health.ready + health.lost > 0).collect()
+}
+
 /// `zones`: all there are, by name.
 pub fn pace(zones: &BTreeMap<String, Health>, zone: &str) -> Pace {
     let disrupted = |health: &Health| health.ready == 0 && health.lost > 0;
-    let known: Vec<&Health> = zones.values().filter(|health| health.ready + health.lost > 0).collect();
-    if !known.is_empty() && known.iter().all(|health| disrupted(health)) {
+    let known = far(zones);
+    if !known.is_empty() && known.iter().all(disrupted) {
         return Pace::Never;
     }
     // Nodes fall silent one after the other even when the cause is one: somebody must be surely alive.
@@ -79,12 +94,28 @@ mod tests {
             ((0, 5), Some((0, 3)), Pace::Never),
             ((0, 5), Some((0, 0)), Pace::Never),
         ] {
-            let of = |(ready, lost)| Health { ready, lost, sure: ready };
+            let of = |(ready, lost)| Health { ready, lost, sure: ready, at_home: 0 };
             let mut zones = BTreeMap::from([("a".to_owned(), of((ready, lost)))]);
             zones.extend(other.map(|other| ("b".to_owned(), of(other))));
             assert_eq!(pace(&zones, "a"), expected, "{ready} {lost} {other:?}");
         }
-        let doubtful = BTreeMap::from([("a".to_owned(), Health { ready: 2, lost: 1, sure: 0 })]);
+        let doubtful = BTreeMap::from([("a".to_owned(), Health { ready: 2, lost: 1, ..Health::default() })]);
         assert_eq!(pace(&doubtful, "a"), Pace::Stopped);
+    }
+
+    #[test]
+    fn a_server_that_hears_of_its_own_board_alone_is_cut_off() {
+        for ((ready, lost, sure), expected) in [
+            ((1, 1, 1), Pace::Every(INTERVAL)),
+            ((1, 2, 1), Pace::Every(INTERVAL)),
+            ((1, 3, 1), Pace::Never),
+            ((1, 300, 1), Pace::Never),
+            // They fall silent one after the other.
+            ((300, 1, 1), Pace::Stopped),
+            ((300, 1, 200), Pace::Every(INTERVAL)),
+        ] {
+            let zones = BTreeMap::from([("a".to_owned(), Health { ready, lost, sure, at_home: 1 })]);
+            assert_eq!(pace(&zones, "a"), expected, "{ready} {lost} {sure}");
+        }
     }
 }

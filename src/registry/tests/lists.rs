@@ -197,3 +197,47 @@ async fn a_watch_from_a_lost_revision_is_told_so() {
     assert!(error.is_expired() && error.message.starts_with("too old resource version: 3 ("), "{}", error.message);
     assert!(stream.next().await.is_none());
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_node_finds_its_own_pods_and_hears_of_no_others() {
+    let cluster = Cluster::new().await;
+    let pods = cluster.kind("v1", "Pod");
+    let on = |node: &str| ListOptions {
+        field_selector: format!("spec.nodeName={node}"),
+        allow_bookmarks: true,
+        timeout_s: Some(90),
+        ..ListOptions::default()
+    };
+    let bound = |name: &str, node: &str| {
+        let mut object = pod(name);
+        object["spec"]["nodeName"] = node.into();
+        object
+    };
+    for (name, node) in [("a", "one"), ("b", "two"), ("c", "one")] {
+        cluster.create("v1", "Pod", "g1", bound(name, node)).await.unwrap();
+    }
+    cluster.create("v1", "Pod", "default", bound("d", "one")).await.unwrap();
+    cluster.create("v1", "Pod", "g1", pod("waits")).await.unwrap();
+    let listed = cluster.registry.list(&pods, "", &on("one")).await.unwrap();
+    assert_eq!(names(&listed), ["d", "a", "c"]);
+    assert_eq!(names(&cluster.registry.list(&pods, "g1", &on("one")).await.unwrap()), ["a", "c"]);
+    let both = ListOptions { field_selector: "spec.nodeName=one,metadata.name=c".into(), ..ListOptions::default() };
+    assert_eq!(names(&cluster.registry.list(&pods, "g1", &both).await.unwrap()), ["c"]);
+    let paged = ListOptions { limit: 2, ..on("one") };
+    let first = cluster.registry.list(&pods, "", &paged).await.unwrap();
+    let next = ListOptions { continue_token: first.continue_token.clone(), ..paged };
+    assert_eq!((names(&first).len(), names(&cluster.registry.list(&pods, "", &next).await.unwrap())), (2, vec!["c"]));
+
+    let mut options = on("one");
+    options.resource_version = listed.revision.to_string();
+    let mut stream = cluster.registry.watch(&pods, "", &options).await.unwrap();
+    cluster.merge("Pod", "", "b", json!({"metadata": {"labels": {"x": "y"}}})).await.unwrap();
+    cluster.merge("Pod", "", "a", json!({"metadata": {"labels": {"x": "y"}}})).await.unwrap();
+    assert_eq!(text(&stream.next().await.unwrap()), "~a");
+    cluster.merge("Pod", "", "b", json!({"metadata": {"labels": {"x": "z"}}})).await.unwrap();
+    let end = cluster.registry.store.revision();
+    // It has seen nothing since, and still hears how far it is.
+    assert_eq!(text(&stream.next().await.unwrap()), format!("bookmark {end} false"));
+    let unbound = ListOptions { field_selector: "spec.nodeName=".into(), ..ListOptions::default() };
+    assert_eq!(names(&cluster.registry.list(&pods, "g1", &unbound).await.unwrap()), ["waits"]);
+}

@@ -46,7 +46,7 @@ fn domains<'a>(term: &PodAffinityTerm, pod: &Pending, snapshot: &'a Snapshot) ->
 
 fn closed<'a>(pod: &Pending, snapshot: &'a Snapshot) -> BTreeSet<Domain<'a>> {
     let mut closed = BTreeSet::new();
-    for (node, other) in snapshot.placed() {
+    for (node, other) in snapshot.shunning() {
         for term in &other.anti_affinity {
             if matches(term, &other.namespace, &pod.info, &snapshot.namespaces)
                 && let Some((key, value)) = node.labels.get_key_value(&term.topology_key)

@@ -3,6 +3,7 @@
 use super::{MAX, NodeInfo, Pending, Snapshot};
 use crate::api::view::pod::{PodAffinity, WeightedPodAffinityTerm};
 use crate::scheduler::filter::pod_affinity::matches;
+use std::collections::BTreeMap;
 
 fn preferred(affinity: Option<&PodAffinity>) -> &[WeightedPodAffinityTerm] {
     affinity.map(|one| one.preferred_during_scheduling_ignored_during_execution.as_slice()).unwrap_or_default()
@@ -16,12 +17,14 @@ pub fn score(pod: &Pending, snapshot: &Snapshot, nodes: &[&NodeInfo]) -> Vec<i64
         let term = &weighted.pod_affinity_term;
         let others =
             snapshot.placed().filter(|(_, other)| matches(term, &pod.info.namespace, other, &snapshot.namespaces));
+        let mut matching: BTreeMap<&str, i64> = BTreeMap::new();
         for domain in others.filter_map(|(node, _)| node.labels.get(&term.topology_key)) {
-            for (total, node) in totals.iter_mut().zip(nodes) {
-                if node.labels.get(&term.topology_key) == Some(domain) {
-                    *total += sign * weighted.weight;
-                }
-            }
+            *matching.entry(domain).or_default() += 1;
+        }
+        for (total, node) in totals.iter_mut().zip(nodes) {
+            let domain = node.labels.get(&term.topology_key);
+            let pods = domain.and_then(|domain| matching.get(domain.as_str())).copied().unwrap_or(0);
+            *total += sign * weighted.weight * pods;
         }
     }
     between_extremes(&totals)
