@@ -18,11 +18,16 @@ use tokio::task::JoinSet;
 
 /// A look that keeps the thread so long is followed by a rest of the key.
 const LONG: Duration = Duration::from_millis(10);
-const REST_LIMIT: Duration = Duration::from_secs(1);
+const REST_LIMIT: Duration = Duration::from_secs(2);
 
 /// What a controller does with a key: observe, plan, apply. It may ask to be called again later.
 pub trait Reconcile: Send + Sync + 'static {
     fn reconcile<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Option<Duration>>>;
+
+    /// How many times as long as a long look a key rests after it.
+    fn rests(&self) -> u32 {
+        2
+    }
 }
 
 /// The keys that a change concerns.
@@ -120,9 +125,9 @@ impl<F: Future + Unpin> Future for Timed<'_, F> {
 }
 
 /// An object with thousands of children changes all the time while they start, and each look takes long: it may have
-/// a third of the thread. What is looked at quickly never waits.
-fn rest(busy: Duration) -> Duration {
-    if busy < LONG { Duration::ZERO } else { (busy * 2).min(REST_LIMIT) }
+/// a part of the thread. What is looked at quickly never waits.
+fn rest(busy: Duration, times: u32) -> Duration {
+    if busy < LONG { Duration::ZERO } else { (busy * times).min(REST_LIMIT) }
 }
 
 /// One worker: takes keys for ever.
@@ -133,7 +138,7 @@ pub async fn work(name: &'static str, controller: Arc<dyn Reconcile>, queue: Wor
         let reconcile = Timed { future: controller.reconcile(&key), busy: &mut busy };
         match AssertUnwindSafe(reconcile).catch_unwind().await {
             Ok(Ok(again)) => {
-                queue.done_resting(&key, rest(busy));
+                queue.done_resting(&key, rest(busy, controller.rests()));
                 if let Some(delay) = again {
                     queue.add_after(&key, delay);
                 }

@@ -181,6 +181,11 @@ impl Reconcile for Controller {
     fn reconcile<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Option<Duration>>> {
         Box::pin(self.sync(key))
     }
+
+    /// Every node hears of each change: of a large Service they are told together.
+    fn rests(&self) -> u32 {
+        10
+    }
 }
 
 #[cfg(test)]
