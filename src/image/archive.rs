@@ -2,7 +2,7 @@
 //! Source: OCI image spec 1.1, image-layout.md; Docker image spec 1.2 (manifest.json).
 
 use super::build::{copy_hashed, write_layer};
-use super::manifest::{Descriptor, Manifest, OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST, Platform};
+use super::manifest::{Config, Descriptor, Manifest, OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST, Platform};
 use super::reference::Reference;
 use super::unpack::{decompress, digest};
 use super::{ImageError, ImageStore, Result, disk};
@@ -87,8 +87,7 @@ impl ImageStore {
         names: &[String],
         digest: &str,
     ) -> Result<(String, Vec<String>)> {
-        let parsed: super::manifest::Config =
-            serde_json::from_slice(config).map_err(|error| ImageError::Archive(format!("config: {error}")))?;
+        let parsed = Config::parse(config).map_err(ImageError::Archive)?;
         if parsed.rootfs.diff_ids.len() != layers.len() {
             return Err(ImageError::Archive("config and manifest count different layers".into()));
         }
@@ -303,6 +302,30 @@ mod tests {
         let layer = &other.get("localhost/app:v1").unwrap().unwrap().layers[0];
         assert_eq!(std::fs::read(layer.join("bin/same")).unwrap(), b"#!");
         assert_eq!(std::fs::read_link(layer.join("bin/link")).unwrap(), Path::new("app"));
+    }
+
+    #[test]
+    fn an_image_whose_layer_is_a_folder_of_the_host_is_refused() {
+        let (directory, host) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let images = ImageStore::open(directory.path(), Clock::real()).unwrap();
+        for diff_id in [host.path().display().to_string(), "sha256:/etc".to_owned(), "sha256:../configs".to_owned()] {
+            let config = json!({"rootfs": {"type": "layers", "diff_ids": [diff_id]}}).to_string();
+            let tree = tempfile::tempdir().unwrap();
+            let list = json!([{"Config": "config.json", "RepoTags": ["localhost/evil:v1"], "Layers": ["layer.tar"]}]);
+            for (name, text) in
+                [("config.json", config), ("manifest.json", list.to_string()), ("layer.tar", String::new())]
+            {
+                std::fs::write(tree.path().join(name), text).unwrap();
+            }
+            let mut bytes = Vec::new();
+            write_layer(tree.path(), &mut bytes).unwrap();
+            let error = images.import(bytes.as_slice(), None).unwrap_err();
+            assert_eq!(
+                error.to_string(),
+                format!("read image archive: config: diff id {diff_id:?} is not a sha256 digest")
+            );
+            assert!(images.get("localhost/evil:v1").unwrap().is_none());
+        }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The JSON documents of an image, as far as edgelet reads them.
 //! Source: OCI image spec 1.1 (manifest, index, config), Docker distribution manifest v2 schema 2.
 
+use super::reference::is_digest;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -141,6 +142,18 @@ impl Platform {
             (None, _) => Some(1),
             (Some(wanted), Some(have)) if wanted <= have => Some(1 + wanted),
             _ => None,
+        }
+    }
+}
+
+impl Config {
+    /// Reads a config as it came from somewhere. Its diff ids become names of directories, so that each must be a
+    /// digest: a path in its place would show a container what lies there.
+    pub fn parse(bytes: &[u8]) -> Result<Self, String> {
+        let config: Self = serde_json::from_slice(bytes).map_err(|error| format!("config: {error}"))?;
+        match config.rootfs.diff_ids.iter().find(|diff_id| !is_digest(diff_id)) {
+            Some(other) => Err(format!("config: diff id {other:?} is not a sha256 digest")),
+            None => Ok(config),
         }
     }
 }

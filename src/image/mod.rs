@@ -196,8 +196,7 @@ impl ImageStore {
     /// Records an image whose layers are all present.
     pub(crate) fn add_image(&self, config: &[u8], tag: &str, digest: &str, size_bytes: u64) -> Result<String> {
         let id = unpack::digest(<sha2::Sha256 as sha2::Digest>::new_with_prefix(config));
-        let parsed: Config =
-            serde_json::from_slice(config).map_err(|error| ImageError::Archive(format!("config: {error}")))?;
+        let parsed = Config::parse(config).map_err(ImageError::Archive)?;
         self.write_file(&self.config_path(&id), config)?;
         let now_s = self.inner.clock.now().as_second();
         self.change(|index| {

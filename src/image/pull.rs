@@ -2,7 +2,7 @@
 //! Each layer streams from the network through the hash into the file system; memory stays small.
 //! Source: OCI distribution spec 1.1; Docker token authentication.
 
-use super::manifest::{Descriptor, Manifest, Platform};
+use super::manifest::{Config, Descriptor, Manifest, Platform};
 use super::reference::Reference;
 use super::unpack::{Hashing, digest};
 use super::{ImageError, ImageStore, Result};
@@ -126,6 +126,10 @@ impl ImageStore {
                 let why = format!("no match for platform in manifest: not found: {}/{}", host.os, host.architecture);
                 return Err(session.failed(why, false));
             };
+            // What an index pins by another algorithm could not be checked.
+            if !super::is_digest(&chosen.digest) {
+                return Err(session.failed(format!("{:?} in its index is not a sha256 digest", chosen.digest), false));
+            }
             session.manifest(&chosen.digest).await?.0
         } else {
             manifest
@@ -134,8 +138,7 @@ impl ImageStore {
             return Err(session.failed("its manifest has no config".into(), false));
         };
         let config = session.document(config).await?;
-        let parsed: super::manifest::Config =
-            serde_json::from_slice(&config).map_err(|error| session.failed(format!("config: {error}"), false))?;
+        let parsed = Config::parse(&config).map_err(|why| session.failed(why, false))?;
         if parsed.rootfs.diff_ids.len() != manifest.layers.len() {
             return Err(session.failed("config and manifest count different layers".into(), false));
         }
