@@ -5,6 +5,7 @@ use super::plan::Verdict;
 use crate::api::resources::{Resources, host_ports, requests};
 use crate::api::view::node::{Node, Taint};
 use crate::api::view::pod::Pod;
+use crate::runtime::sysctl;
 
 /// Pods of at least this priority are the system's own: nothing on the node makes them give way.
 const SYSTEM_CRITICAL: i64 = 2_000_000_000;
@@ -33,6 +34,9 @@ pub fn admit(
     if let Some(message) = under_pressure(pod, distress) {
         return reject("Evicted".into(), message);
     }
+    if let Some(why) = forbidden_sysctl(pod) {
+        return reject("SysctlForbidden".into(), format!("forbidden sysctl: {why}"));
+    }
     if let Some((resource, numbers)) = lacking(pod, others, allocatable) {
         let message = format!("Node didn't have enough resource: {resource}, {numbers}");
         return reject(format!("OutOf{resource}"), message);
@@ -59,6 +63,11 @@ fn under_pressure(pod: &Pod, distress: &Distress) -> Option<String> {
         }
     }
     Some(format!("The node had condition: [{}]. ", distress.pressures.join(" ")))
+}
+
+fn forbidden_sysctl(pod: &Pod) -> Option<String> {
+    let mut wanted = pod.spec.security_context.sysctls.iter();
+    wanted.find_map(|one| sysctl::check(&one.name, pod.spec.host_network, pod.spec.host_ipc).err())
 }
 
 /// The first resource that the node has too little of.
@@ -156,6 +165,18 @@ mod tests {
                 "NodePorts: Pod was rejected: Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports",
             ),
             (json!({}), vec![], json!([{"key": "k", "effect": "NoSchedule"}]), "taken"),
+            (
+                json!({"securityContext": {"sysctls": [{"name": "kernel.core_pattern", "value": "|/tmp/x"}]}}),
+                vec![],
+                json!([]),
+                "SysctlForbidden: Pod was rejected: forbidden sysctl: \"kernel.core_pattern\" not allowlisted",
+            ),
+            (
+                json!({"securityContext": {"sysctls": [{"name": "net.ipv4.tcp_syncookies", "value": "1"}]}}),
+                vec![],
+                json!([]),
+                "taken",
+            ),
             (
                 json!({}),
                 vec![],

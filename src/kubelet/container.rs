@@ -5,7 +5,7 @@ use super::env::expand;
 use super::memory::spec_hash;
 use super::resources::{container_resources, pod_resources, qos};
 use super::security::security;
-use crate::api::view::pod::{Container, Pod, VolumeMount};
+use crate::api::view::pod::{Container, Pod, Volume, VolumeMount};
 use crate::runtime::{ContainerConfig, HostPort, ImageStatus, Mount, PodRef, Propagation, SandboxConfig};
 use std::path::PathBuf;
 
@@ -106,17 +106,46 @@ pub fn container_config(
     })
 }
 
-/// One mount of a volume that is at `source` on the host.
-pub fn mount(volume_mount: &VolumeMount, source: PathBuf) -> Mount {
+/// One mount of a volume that is at `source` on the host. Nobody but the kubelet writes the files it keeps up to
+/// date: what a container put among them would lead the next update astray.
+pub fn mount(volume_mount: &VolumeMount, volume: Option<&Volume>, source: PathBuf) -> Mount {
     Mount {
         source,
         destination: volume_mount.mount_path.clone(),
-        read_only: volume_mount.read_only,
+        read_only: volume_mount.read_only || volume.is_some_and(holds_files),
         recursive_read_only: matches!(volume_mount.recursive_read_only.as_str(), "Enabled" | "IfPossible"),
         propagation: match volume_mount.mount_propagation.as_str() {
             "HostToContainer" => Propagation::HostToContainer,
             "Bidirectional" => Propagation::Bidirectional,
             _ => Propagation::Private,
         },
+    }
+}
+
+fn holds_files(volume: &Volume) -> bool {
+    let Volume { config_map, secret, downward_api, projected, .. } = volume;
+    config_map.is_some() || secret.is_some() || downward_api.is_some() || projected.is_some()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_container_cannot_write_among_the_files_that_the_kubelet_updates() {
+        let wanted: VolumeMount = serde_json::from_value(json!({"name": "v", "mountPath": "/v"})).expect("a mount");
+        let cases = [
+            (json!({"name": "v", "configMap": {"name": "c"}}), true),
+            (json!({"name": "v", "secret": {"secretName": "s"}}), true),
+            (json!({"name": "v", "downwardAPI": {"items": []}}), true),
+            (json!({"name": "v", "projected": {"sources": []}}), true),
+            (json!({"name": "v", "emptyDir": {}}), false),
+            (json!({"name": "v", "hostPath": {"path": "/tmp"}}), false),
+        ];
+        for (volume, read_only) in cases {
+            let volume: Volume = serde_json::from_value(volume).expect("a volume");
+            assert_eq!(mount(&wanted, Some(&volume), PathBuf::new()).read_only, read_only, "{volume:?}");
+        }
     }
 }

@@ -154,7 +154,14 @@ impl Job {
         }
         let facts =
             NodeFacts { dns: &kubelet.dns, resolv_conf: &kubelet.resolv_conf, memory_bytes: kubelet.memory_bytes() };
-        let outcome = kubelet.runtime.run_sandbox(sandbox_config(&self.pod, &facts)).await;
+        let outcome = match self.pod.spec.host_users {
+            // Its author counts on a root that is nobody on the host.
+            Some(false) => {
+                let why = "RuntimeClass handler \"\" does not support user namespaces";
+                Err(RuntimeError::new(Reason::CreatePodSandboxError, why))
+            }
+            _ => kubelet.runtime.run_sandbox(sandbox_config(&self.pod, &facts)).await,
+        };
         if let Err(error) = &outcome {
             let text = format!("Failed to create pod sandbox: {error}");
             self.event(&about, Type::Warning, "FailedCreatePodSandBox", text);
@@ -295,7 +302,8 @@ impl Job {
                     )
                 })?
             };
-            mounts.push(mount(wanted, source));
+            let volume = self.pod.spec.volumes.iter().find(|volume| volume.name == wanted.name);
+            mounts.push(mount(wanted, volume, source));
         }
         Ok(mounts)
     }

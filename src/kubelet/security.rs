@@ -22,7 +22,8 @@ pub fn security(pod: &Pod, container: &Container, image_user: &str) -> Result<Se
         capabilities_add: capabilities.add,
         capabilities_drop: capabilities.drop,
         seccomp: profile.map(seccomp).unwrap_or_default(),
-        unmasked_proc: privileged || inner.proc_mount == "Unmasked",
+        // In a user namespace alone: elsewhere root in the container would write the host's kernel parameters.
+        unmasked_proc: privileged || (inner.proc_mount == "Unmasked" && pod.spec.host_users == Some(false)),
     };
     if merged.run_as_non_root {
         check_non_root(pod, container, merged.run_as_user, image_user)?;
@@ -78,6 +79,13 @@ mod tests {
         assert_eq!(merged.seccomp, Seccomp::RuntimeDefault);
         let privileged = merge(outer, json!({"privileged": true}), "").expect("fine");
         assert_eq!((privileged.seccomp, privileged.unmasked_proc), (Seccomp::Unconfined, true));
+    }
+
+    #[test]
+    fn proc_stays_masked_for_a_container_that_is_root_on_the_host() {
+        let unmasked = json!({"procMount": "Unmasked"});
+        assert!(!merge(json!({}), unmasked, "").expect("fine").unmasked_proc);
+        assert!(merge(json!({}), json!({"privileged": true}), "").expect("fine").unmasked_proc);
     }
 
     #[test]

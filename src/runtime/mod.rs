@@ -11,6 +11,7 @@ pub mod probe;
 mod seccomp;
 pub mod shim;
 mod spec;
+pub mod sysctl;
 pub mod volume;
 
 use bytes::Bytes;

@@ -6,7 +6,7 @@ use super::{Container, LibcontainerRuntime, Pod, PodState, binary, blocking, lay
 use crate::network::Attachment;
 use crate::runtime::shim::protocol::{Answer, Event, ExitRecord, Listed, Request, Sandbox, Target};
 use crate::runtime::{
-    ContainerState, Exit, PodRef, Qos, Reason, Result, RuntimeError, SandboxConfig, SandboxStatus, spec,
+    ContainerState, Exit, PodRef, Qos, Reason, Result, RuntimeError, SandboxConfig, SandboxStatus, spec, sysctl,
 };
 use crate::sys::{mount, seqpacket};
 use futures_util::StreamExt;
@@ -70,6 +70,11 @@ impl LibcontainerRuntime {
     /// The address, and the shim with its directories and groups, at the same time; then the shim
     /// joins the network and the pod's files are written.
     async fn set_up(&self, pod: &Arc<Pod>, config: SandboxConfig) -> Result<()> {
+        // The kubelet has refused such a pod already; the shim, which writes them, is root on the host.
+        for name in config.sysctls.keys() {
+            sysctl::check(name, config.host_network, config.host_ipc)
+                .map_err(|why| failed("set kernel parameters", why))?;
+        }
         let record = SandboxRecord {
             cgroup: spec::pod_cgroup(&self.0.config.cgroup_root, &pod.uid, config.qos),
             created_at: self.0.clock.now(),

@@ -31,6 +31,25 @@ pub(super) fn validate_all(spec: &Value, volumes: &[&str], path: &Path, errors: 
     host_port_conflicts(containers, &list_path, errors);
     init_containers(spec, volumes, &mut seen, path, errors);
     ephemeral_containers(spec, volumes, &mut seen, path, errors);
+    proc_mounts(spec, path, errors);
+}
+
+/// Unmasked, `/proc` would let root in a container write the host's kernel parameters, unless it is somebody else
+/// on the host.
+fn proc_mounts(spec: &Value, path: &Path, errors: &mut Errors) {
+    if spec.get("hostUsers") == Some(&Value::Bool(false)) {
+        return;
+    }
+    for field in ["containers", "initContainers", "ephemeralContainers"] {
+        let list_path = path.child(field);
+        for (place, container) in list(spec, field).iter().enumerate() {
+            if container.at(&["securityContext", "procMount"]) == Some(&Value::from("Unmasked")) {
+                let path = list_path.index(place);
+                let why = "`hostUsers` must be false to use `Unmasked`";
+                errors.push(FieldError::invalid(path.child("securityContext.procMount"), "Unmasked", why));
+            }
+        }
+    }
 }
 
 fn unique_name<'a>(container: &'a Value, seen: &mut BTreeSet<&'a str>, path: &Path, errors: &mut Errors) {

@@ -45,6 +45,18 @@ fn a_plain_pod_is_valid() {
 }
 
 #[test]
+fn proc_is_unmasked_only_where_root_is_nobody_on_the_host() {
+    let unmasked = json!({"securityContext": {"procMount": "Unmasked"}});
+    let refusal = "spec.containers[0].securityContext.procMount: Invalid value: \"Unmasked\": `hostUsers` must be \
+        false to use `Unmasked`";
+    assert_eq!(problems(CONTAINER, unmasked.clone()), [refusal]);
+    let mut container = pod()["spec"]["containers"][0].clone();
+    container.set(&["securityContext"], unmasked["securityContext"].clone());
+    let spec = json!({"hostUsers": false, "containers": [container]});
+    assert_eq!(problems("/spec", spec), Vec::<String>::new());
+}
+
+#[test]
 fn containers_are_refused_in_upstreams_words() {
     let label = "a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must start and end with an alphanumeric character (e.g. 'my-name',  or '123-abc', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?')";
     let name = format!("spec.containers[0].name: Invalid value: \"A\": {label}");
