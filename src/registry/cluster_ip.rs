@@ -2,7 +2,7 @@
 //! There is no table of its own that could disagree with the Services.
 
 use super::{Registry, kind_subject, store_error};
-use crate::api::kinds::Kind;
+use crate::api::kinds::{Kind, needs_health_check};
 use crate::api::object::{Object, ObjectExt};
 use crate::api::status::{FieldError, Result, Status};
 use serde::Deserialize;
@@ -82,7 +82,7 @@ struct HolderSpec<'a> {
     #[serde(borrow, rename = "clusterIPs")]
     cluster_ips: Vec<&'a str>,
     ports: Vec<HolderPort>,
-    health_check_node_port: u16,
+    health_check_node_port: i64,
 }
 
 #[derive(Default, Deserialize)]
@@ -97,7 +97,8 @@ impl Used {
         let texts = spec.cluster_ips.into_iter().chain([spec.cluster_ip]);
         self.addresses.extend(texts.filter_map(|text| text.parse::<Ipv4Addr>().ok()));
         let ports = spec.ports.into_iter().map(|port| (port.node_port, port.protocol));
-        let all = ports.chain([(spec.health_check_node_port, "TCP".to_owned())]);
+        let health_check = u16::try_from(spec.health_check_node_port).unwrap_or(0);
+        let all = ports.chain([(health_check, "TCP".to_owned())]);
         self.node_ports.extend(all.filter(|(number, _)| *number != 0));
     }
 }
@@ -230,7 +231,9 @@ fn assign_ports(used: &Used, service: &mut Object, old: Option<&Object>) -> Resu
             .find(|one| one.str_at(&["name"]) == port.str_at(&["name"]) && one.get("port") == port.get("port"));
         let number = match node_port(port).or_else(|| kept.and_then(node_port).filter(|_| wants)) {
             Some(number) => {
-                check_node_port(used, before, place, number, &protocol)?;
+                let field = format!("spec.ports[{place}].nodePort");
+                let own = before.iter().any(|port| node_port(port) == Some(number));
+                check_node_port(used, field, own, number, &protocol)?;
                 Some(number)
             }
             None if wants => Some(free_port(used, &taken, &protocol).ok_or_else(|| {
@@ -252,12 +255,46 @@ fn assign_ports(used: &Used, service: &mut Object, old: Option<&Object>) -> Resu
             _ => drop(port.unset(&["nodePort"])),
         }
     }
+    assign_health_check(used, &taken, service, old)
+}
+
+/// A port of its own, where load balancers ask a node whether it has endpoints.
+fn assign_health_check(
+    used: &Used,
+    taken: &HashSet<(u16, String)>,
+    service: &mut Object,
+    old: Option<&Object>,
+) -> Result<(), FieldError> {
+    const FIELD: &str = "spec.healthCheckNodePort";
+    if !service.get("spec").is_some_and(needs_health_check) {
+        return Ok(());
+    }
+    let number = |service: &Object| {
+        let number = service.int_at(&["spec", "healthCheckNodePort"]);
+        number.and_then(|number| u16::try_from(number).ok()).filter(|number| *number != 0)
+    };
+    let before = old.and_then(number);
+    let given = match (number(service), before) {
+        (Some(asked), Some(before)) if asked != before => {
+            let why =
+                "cannot change healthCheckNodePort on loadBalancer service with externalTraffic=Local during update";
+            return Err(FieldError::invalid(FIELD, asked, why));
+        }
+        (_, Some(before)) => before,
+        (Some(asked), None) => {
+            check_node_port(used, FIELD.to_owned(), false, asked, "TCP")?;
+            asked
+        }
+        (None, None) => {
+            let full = || FieldError::invalid(FIELD, 0, "failed to allocate a nodePort: range is full");
+            free_port(used, taken, "TCP").ok_or_else(full)?
+        }
+    };
+    service.set(&["spec", "healthCheckNodePort"], Value::from(given));
     Ok(())
 }
 
-fn check_node_port(used: &Used, before: &[Value], place: usize, number: u16, protocol: &str) -> Result<(), FieldError> {
-    let field = format!("spec.ports[{place}].nodePort");
-    let own = before.iter().any(|port| node_port(port) == Some(number));
+fn check_node_port(used: &Used, field: String, own: bool, number: u16, protocol: &str) -> Result<(), FieldError> {
     if !NODE_PORTS.contains(&number) && !own {
         let why = format!(
             "provided port is not in the valid range. The range of valid ports is {}-{}",
@@ -324,6 +361,31 @@ mod tests {
         assert_eq!(headless["spec"]["clusterIPs"], json!(["None"]));
         let external = json!({"spec": {"type": "ExternalName", "clusterIP": "10.96.0.9"}});
         assert_eq!(assigned(&[], external, None).unwrap()["spec"].get("clusterIP"), None);
+    }
+
+    #[test]
+    fn a_service_with_a_port_that_is_none_does_not_keep_others_from_theirs() {
+        let odd = json!({"spec": {"clusterIP": "10.96.0.7", "healthCheckNodePort": 70_000}});
+        assert!(assigned(&[odd], json!({"spec": {"ports": [{"port": 80}]}}), None).is_ok());
+    }
+
+    #[test]
+    fn traffic_that_stays_on_its_node_gets_a_port_for_health_checks() {
+        let local =
+            json!({"spec": {"type": "LoadBalancer", "externalTrafficPolicy": "Local", "ports": [{"port": 80}]}});
+        let made = assigned(&[], local.clone(), None).unwrap();
+        let number = made["spec"]["healthCheckNodePort"].as_u64().unwrap();
+        assert!((30_000..=32_767).contains(&number) && made["spec"]["ports"][0]["nodePort"] != number);
+        assert_eq!(assigned(&[], local.clone(), Some(&made)).unwrap()["spec"]["healthCheckNodePort"], number);
+        let mut asking = local.clone();
+        asking["spec"]["healthCheckNodePort"] = number.into();
+        let taken = assigned(&[made.clone()], asking.clone(), None).unwrap_err().to_string();
+        assert!(taken.contains("spec.healthCheckNodePort") && taken.contains("already allocated"), "{taken}");
+        asking["spec"]["healthCheckNodePort"] = json!(if number == 30_000 { 30_001 } else { 30_000 });
+        assert!(assigned(&[], asking, Some(&made)).is_err(), "it cannot be changed");
+        let cluster =
+            json!({"spec": {"type": "LoadBalancer", "externalTrafficPolicy": "Cluster", "ports": [{"port": 80}]}});
+        assert_eq!(assigned(&[], cluster, None).unwrap()["spec"].get("healthCheckNodePort"), None);
     }
 
     #[test]

@@ -10,6 +10,8 @@ mod service;
 pub(super) use endpoints::EndpointSliceStrategy;
 pub(super) use event::NewerEventStrategy;
 
+pub use service::needs_health_check;
+
 use super::apps::workload;
 use super::pod;
 use super::policy;

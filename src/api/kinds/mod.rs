@@ -26,6 +26,8 @@ mod row;
 mod scheduling;
 mod storage;
 
+pub use core::needs_health_check;
+
 use crate::api::object::Object;
 use crate::api::status::FieldError;
 use jiff::Timestamp;

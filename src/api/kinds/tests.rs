@@ -270,6 +270,24 @@ fn more_objects_are_refused_in_upstreams_words() {
             service(json!({"ports": [{"port": 1, "nodePort": 30000}]})),
             "spec.ports[0].nodePort: Forbidden: may not be used when `type` is 'ClusterIP'",
         ),
+        (
+            service(json!({"ports": [{"port": 1}], "externalTrafficPolicy": "Local"})),
+            "spec.externalTrafficPolicy: Invalid value: \"Local\": may only be set for externally-accessible services",
+        ),
+        (
+            service(json!({"ports": [{"port": 1}], "healthCheckNodePort": 70000})),
+            "spec.healthCheckNodePort: Invalid value: 70000: may only be set when `type` is 'LoadBalancer' and `externalTrafficPolicy` is 'Local'",
+        ),
+        (
+            service(
+                json!({"type": "LoadBalancer", "externalTrafficPolicy": "Local", "ports": [{"port": 1}], "healthCheckNodePort": 70000}),
+            ),
+            "spec.healthCheckNodePort: Invalid value: 70000: must be between 1 and 65535, inclusive",
+        ),
+        (
+            service(json!({"ports": [{"port": 1}], "loadBalancerSourceRanges": ["10.0.0.0/8"]})),
+            "spec.LoadBalancerSourceRanges: Forbidden: may only be used when `type` is 'LoadBalancer'",
+        ),
         (service(json!({"type": "ExternalName"})), "spec.externalName: Required value"),
         (
             service(json!({"type": "NodePort", "clusterIP": "None", "ports": [{"port": 1}]})),

@@ -25,8 +25,8 @@ impl Strategy for ServiceStrategy {
                 port.set(&["targetPort"], number);
             }
         }
-        let reached_from_outside = !list(spec, "externalIPs").is_empty() && spec.str_at(&["type"]) == "ClusterIP";
-        if reached_from_outside && spec.str_at(&["externalTrafficPolicy"]).is_empty() {
+        let by_its_addresses = spec.str_at(&["type"]) == "ClusterIP" && is_reached_from_outside(spec);
+        if by_its_addresses && spec.str_at(&["externalTrafficPolicy"]).is_empty() {
             spec.set(&["externalTrafficPolicy"], "Cluster".into());
         }
     }
@@ -61,6 +61,7 @@ impl Strategy for ServiceStrategy {
         for field in ["internalTrafficPolicy", "externalTrafficPolicy"] {
             check::optional_one_of(spec, field, &["Cluster", "Local"], &SPEC, &mut errors);
         }
+        of_the_outside(spec, &mut errors);
         let distribution = ["PreferClose", "PreferSameZone", "PreferSameNode"];
         check::optional_one_of(spec, "trafficDistribution", &distribution, &SPEC, &mut errors);
         errors
@@ -97,6 +98,19 @@ fn has_node_ports(spec: &Value) -> bool {
         "LoadBalancer" => spec.get("allocateLoadBalancerNodePorts") != Some(&Value::Bool(false)),
         _ => false,
     }
+}
+
+fn is_reached_from_outside(spec: &Value) -> bool {
+    match spec.str_at(&["type"]) {
+        "NodePort" | "LoadBalancer" => true,
+        "ClusterIP" => !list(spec, "externalIPs").is_empty(),
+        _ => false,
+    }
+}
+
+/// Whether load balancers ask on each node if it has endpoints.
+pub fn needs_health_check(spec: &Value) -> bool {
+    spec.str_at(&["type"]) == "LoadBalancer" && spec.str_at(&["externalTrafficPolicy"]) == "Local"
 }
 
 /// `clusterIP` is the first of `clusterIPs`.
@@ -156,12 +170,16 @@ fn drop_what_the_type_has_not(spec: &mut Value, old: &Value) {
     }
     let kind = spec.str_at(&["type"]).to_owned();
     let had = old.str_at(&["type"]);
-    let from_outside = matches!(kind.as_str(), "NodePort" | "LoadBalancer") || !list(spec, "externalIPs").is_empty();
-    if !from_outside && spec.get("externalTrafficPolicy") == old.get("externalTrafficPolicy") {
+    let same_policy = spec.get("externalTrafficPolicy") == old.get("externalTrafficPolicy");
+    if !is_reached_from_outside(spec) && same_policy {
         spec.unset(&["externalTrafficPolicy"]);
     }
+    let same_number = spec.get("healthCheckNodePort") == old.get("healthCheckNodePort");
+    if needs_health_check(old) && !needs_health_check(spec) && same_number {
+        spec.unset(&["healthCheckNodePort"]);
+    }
     if had == "LoadBalancer" && kind != "LoadBalancer" {
-        for field in ["allocateLoadBalancerNodePorts", "loadBalancerClass", "healthCheckNodePort"] {
+        for field in ["allocateLoadBalancerNodePorts", "loadBalancerClass"] {
             if spec.get(field) == old.get(field) {
                 spec.unset(&[field]);
             }
@@ -280,6 +298,34 @@ fn port_conflicts(spec: &Value, errors: &mut Errors) {
             let value = json!({"protocol": protocol, "port": number});
             errors.push(FieldError::duplicate(path, value));
         }
+    }
+}
+
+/// What only Services have that are reached from outside.
+fn of_the_outside(spec: &Value, errors: &mut Errors) {
+    let policy = spec.str_at(&["externalTrafficPolicy"]);
+    if !policy.is_empty() && !is_reached_from_outside(spec) {
+        let why = "may only be set for externally-accessible services";
+        errors.push(FieldError::invalid("spec.externalTrafficPolicy", policy, why));
+    }
+    if spec.str_at(&["type"]) != "LoadBalancer" {
+        // Upstream spells the first one so.
+        let paths = ["LoadBalancerSourceRanges", "allocateLoadBalancerNodePorts", "loadBalancerClass"];
+        for (field, shown) in ["loadBalancerSourceRanges", paths[1], paths[2]].into_iter().zip(paths) {
+            if present(spec, field).is_some() {
+                errors.push(FieldError::forbidden(SPEC.child(shown), "may only be used when `type` is 'LoadBalancer'"));
+            }
+        }
+    }
+    let number = spec.int_at(&["healthCheckNodePort"]).unwrap_or(0);
+    if number == 0 {
+        return;
+    }
+    if needs_health_check(spec) {
+        in_range(spec, "healthCheckNodePort", PORTS, &SPEC, errors);
+    } else {
+        let why = "may only be set when `type` is 'LoadBalancer' and `externalTrafficPolicy` is 'Local'";
+        errors.push(FieldError::invalid("spec.healthCheckNodePort", number, why));
     }
 }
 
