@@ -8,7 +8,8 @@ use super::query::{self, WriteOptions};
 use super::respond::{self, Style};
 use super::{ApiServer, Call, body, content_type, streaming, watch};
 use crate::api::kinds::{Kind, KindRef, Subresource};
-use crate::api::object::Object;
+use crate::api::object::{Object, ObjectExt};
+use crate::api::selector::FieldSelector;
 use crate::api::status::{FieldError, Result, Status, Subject};
 use crate::registry::{Context, Decoded, DeleteOptions, Deleted, PatchType, Written, returns_deleted_object};
 use crate::store::Entry;
@@ -155,11 +156,22 @@ async fn watch_kind(server: &ApiServer, call: &Call, kind: KindRef) -> Result<Re
     let mut options = query::list_options(&call.query)?;
     let name = &call.info.name;
     // The old paths name the object, new ones select it.
-    if call.info.legacy_watch && !name.is_empty() && options.field_selector.is_empty() {
-        options.field_selector = format!("metadata.name={name}");
+    if call.info.legacy_watch && !name.is_empty() {
+        options.field_selector = selector_of_named(name, &options.field_selector)?;
     }
     let namespace = namespace(call, &kind).to_owned();
     watch::answer(server, call, kind, &namespace, &options, style).await
+}
+
+/// The request was allowed for the object in its path: a selector beside it may not lead to others.
+fn selector_of_named(name: &str, given: &str) -> Result<String> {
+    if given.is_empty() {
+        return Ok(format!("metadata.name={name}"));
+    }
+    match FieldSelector::parse(given)?.exact("metadata.name") {
+        Some(exact) if exact == name => Ok(given.to_owned()),
+        _ => Err(Status::bad_request("fieldSelector metadata.name doesn't match requested name")),
+    }
 }
 
 fn context(call: &Call, options: &WriteOptions) -> Context {
@@ -176,11 +188,42 @@ fn tried(context: &Context) -> Context {
     Context { dry_run: true, ..context.clone() }
 }
 
-/// Whether the writer has the rights that the outcome would give.
-async fn check_grant(server: &ApiServer, call: &Call, kind: &Kind, tried: &Written, old: Option<&Entry>) -> Result<()> {
+/// Whether the writer has the rights that the outcome would give; the outcome.
+async fn check_grant(
+    server: &ApiServer,
+    call: &Call,
+    kind: &Kind,
+    tried: &Written,
+    old: Option<&Entry>,
+) -> Result<Object> {
     let decode = |entry: &Entry| serde_json::from_slice::<Object>(&entry.bytes).map_err(Status::internal);
     let (new, old) = (decode(&tried.entry)?, old.map(decode).transpose()?);
-    server.auth().check_grant(&call.user, kind, namespace(call, kind), &new, old.as_ref()).await
+    server.auth().check_grant(&call.user, kind, namespace(call, kind), &new, old.as_ref()).await?;
+    Ok(new)
+}
+
+/// Stores what was tried once it is judged, on the very state it was tried on: on another one the same change
+/// might give more.
+async fn store_judged(
+    server: &ApiServer,
+    call: &Call,
+    kind: &KindRef,
+    context: &Context,
+    tried: Written,
+    old: Option<&Entry>,
+) -> Result<Written> {
+    let (namespace, name) = (namespace(call, kind), &call.info.name);
+    if old.is_some_and(|old| old.revision != tried.entry.revision) {
+        return Err(Status::modified(Subject { group: &kind.group, kind: &kind.plural, name }));
+    }
+    let mut object = check_grant(server, call, kind, &tried, old).await?;
+    if tried.created {
+        // The trial's own: an object that is to be made has none yet.
+        object.unset(&["metadata", "uid"]);
+    }
+    let judged = Decoded { object, warnings: Vec::new() };
+    let written = server.registry().update(context, kind, "", namespace, name, judged).await?;
+    Ok(Written { warnings: tried.warnings, ..written })
 }
 
 /// The program's name in `User-Agent`, as upstream names managers that do not name themselves.
@@ -216,8 +259,9 @@ async fn update(server: &ApiServer, call: &Call, kind: &KindRef, sub: &str, body
     }
     if escalation::guards(kind, &call.user) {
         let old = registry.get(kind, namespace, name).await.ok();
-        let tried = registry.update(&tried(&context), kind, sub, namespace, name, object.clone()).await?;
-        check_grant(server, call, kind, &tried, old.as_deref()).await?;
+        let tried = registry.update(&tried(&context), kind, sub, namespace, name, object).await?;
+        let written = store_judged(server, call, kind, &context, tried, old.as_deref()).await?;
+        return wrote(server, call, kind, sub, &written, style);
     }
     let written = registry.update(&context, kind, sub, namespace, name, object).await?;
     wrote(server, call, kind, sub, &written, style)
@@ -248,9 +292,9 @@ async fn patch(server: &ApiServer, call: &Call, kind: &KindRef, sub: &str, body:
     let registry = server.registry();
     if escalation::guards(kind, &call.user) {
         let old = registry.get(kind, namespace, name).await.ok();
-        let patch = patch.clone();
         let tried = registry.patch(&tried(&context), kind, sub, namespace, name, patch_type, patch).await?;
-        check_grant(server, call, kind, &tried, old.as_deref()).await?;
+        let written = store_judged(server, call, kind, &context, tried, old.as_deref()).await?;
+        return wrote(server, call, kind, sub, &written, style);
     }
     let written = registry.patch(&context, kind, sub, namespace, name, patch_type, patch).await?;
     wrote(server, call, kind, sub, &written, style)

@@ -60,8 +60,11 @@ impl Cluster {
     }
 
     async fn with_clock(clock: Clock) -> Self {
+        Self::on(Arc::new(MemoryStore::default()), clock).await
+    }
+
+    async fn on(store: Arc<dyn crate::store::Store>, clock: Clock) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let store = Arc::new(MemoryStore::default());
         let kinds = Kinds::default();
         let registry = Registry::new(RegistryConfig::default(), store, kinds, clock.clone(), Arc::default());
         let issuer = "https://kubernetes.default.svc.cluster.local";

@@ -19,8 +19,11 @@ struct Cluster {
 
 impl Cluster {
     async fn new() -> Self {
+        Self::on(Arc::new(MemoryStore::default())).await
+    }
+
+    async fn on(store: Arc<dyn Store>) -> Self {
         let clock = Clock::simulated("2026-11-23T00:00:00Z".parse().unwrap());
-        let store = Arc::new(MemoryStore::default());
         let registry = Registry::new(RegistryConfig::default(), store, Kinds::default(), clock, Arc::default());
         let cluster = Self { registry, context: Context { user: User::system("test"), ..Context::default() } };
         for name in ["default", "g1"] {

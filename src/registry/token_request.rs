@@ -15,7 +15,8 @@ const DEFAULT_LIFETIME_S: i64 = 3600;
 const SHORTEST_LIFETIME_S: i64 = 600;
 const LONGEST_LIFETIME_S: i64 = 1 << 32;
 /// What kubelets ask for when the pod does not say: such tokens live on for a year, in case the pod does
-/// not read its file again or the board is away; what is past the hour is only warned of.
+/// not read its file again or the board is away; what is past the hour is only warned of. Tokens for others end
+/// when they say: nobody there would warn.
 const PROJECTED_LIFETIME_S: i64 = 3607;
 const EXTENDED_LIFETIME_S: i64 = 365 * 24 * 3600;
 
@@ -37,7 +38,8 @@ impl Registry {
             Bound { namespace: target.namespace.to_owned(), serviceaccount: reference(&account), ..Bound::default() };
         self.bind_token(target, &request, &mut bound).await?;
         let now = self.clock.now();
-        let extended = bound.pod.is_some() && lifetime_s == PROJECTED_LIFETIME_S;
+        let ours = audiences.iter().all(|audience| audience == pki.token_key().issuer());
+        let extended = bound.pod.is_some() && ours && lifetime_s == PROJECTED_LIFETIME_S;
         bound.warnafter = extended.then(|| now.as_second() + lifetime_s);
         let grant = Grant {
             audiences: audiences.clone(),

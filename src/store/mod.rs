@@ -4,6 +4,8 @@
 pub mod cache;
 mod channel;
 pub mod memory;
+#[cfg(test)]
+pub mod racing;
 pub mod seal;
 pub mod splice;
 pub mod sqlite;

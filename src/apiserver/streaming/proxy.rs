@@ -1,7 +1,7 @@
 //! `nodes/proxy`, `pods/proxy`, `services/proxy`: a request handed through to where the name points, and what it is
 //! upgraded to. Pods and services are reached over the pod network of this machine.
 
-use super::{ask_node, go_on, percent_encode, send};
+use super::{ask_node, go_on, percent_encode, rest::get_pod, send};
 use crate::api::kinds::Kind;
 use crate::api::object::{Object, ObjectExt};
 use crate::api::status::{Result, Status};
@@ -179,7 +179,11 @@ fn forwarded(headers: &HeaderMap) -> HeaderMap {
 fn parse_address(ip: &str, port: u16) -> Result<SocketAddr> {
     let ip: IpAddr = ip.parse().map_err(|_| Status::internal(format!("{ip:?} is no address")))?;
     // What a pod's name points to is the pod network; nothing of this machine's own.
-    if ip.is_loopback() || ip.is_unspecified() || ip.is_multicast() {
+    let link_local = match ip {
+        IpAddr::V4(ip) => ip.is_link_local(),
+        IpAddr::V6(ip) => ip.is_unicast_link_local(),
+    };
+    if ip.is_loopback() || ip.is_unspecified() || ip.is_multicast() || link_local {
         return Err(Status::bad_request("address not allowed"));
     }
     Ok(SocketAddr::new(ip, port))
@@ -234,14 +238,35 @@ async fn service_address(server: &ApiServer, call: &Call, target: &Target<'_>) -
     let port_name = service_port(&service, target.port).ok_or_else(no_port)?;
     let options =
         ListOptions { label_selector: format!("kubernetes.io/service-name={}", target.name), ..ListOptions::default() };
-    let mut addresses = Vec::new();
+    let mut endpoints = Vec::new();
     for entry in registry.list(&slices, namespace, &options).await?.entries {
         let slice: Object = serde_json::from_slice(&entry.bytes).map_err(Status::internal)?;
-        addresses.extend(ready_addresses(&slice, &port_name));
+        endpoints.extend(ready_endpoints(&slice, &port_name));
     }
-    let none = || Status::unavailable(format!("no endpoints available for service {:?}", target.name));
-    let (ip, port) = fastrand::choice(addresses).ok_or_else(none)?;
-    parse_address(&ip, port)
+    fastrand::shuffle(&mut endpoints);
+    for endpoint in endpoints {
+        if is_pod(server, namespace, &endpoint).await {
+            return parse_address(&endpoint.ip, endpoint.port);
+        }
+    }
+    Err(Status::unavailable(format!("no endpoints available for service {:?}", target.name)))
+}
+
+/// Whether a pod of the namespace has the address: who may write slices is not to reach all that the server reaches.
+async fn is_pod(server: &ApiServer, namespace: &str, endpoint: &Endpoint) -> bool {
+    let Ok(entry) = get_pod(server, namespace, &endpoint.pod).await else { return false };
+    let Ok(pod) = serde_json::from_slice::<Object>(&entry.bytes) else { return false };
+    let all = pod.at(&["status", "podIPs"]).and_then(Object::as_array).into_iter().flatten();
+    pod.str_at(&["status", "podIP"]) == endpoint.ip || all.into_iter().any(|one| one.str_at(&["ip"]) == endpoint.ip)
+}
+
+/// What a slice says of one endpoint.
+#[derive(Debug, PartialEq, Eq)]
+struct Endpoint {
+    ip: String,
+    port: u16,
+    /// Empty when it is none.
+    pod: String,
 }
 
 /// The name of the port meant: by name, by number, or the only one.
@@ -257,15 +282,20 @@ fn service_port(service: &Object, wanted: &str) -> Option<String> {
     found.map(|port| port.str_at(&["name"]).to_owned())
 }
 
-fn ready_addresses(slice: &Object, port_name: &str) -> Vec<(String, u16)> {
+fn ready_endpoints(slice: &Object, port_name: &str) -> Vec<Endpoint> {
     let list = |name: &str| slice.get(name).and_then(Object::as_array).map(Vec::as_slice).unwrap_or_default();
     let port = list("ports").iter().find(|port| port.str_at(&["name"]) == port_name);
     let Some(port) = port.and_then(|port| port.int_at(&["port"])).and_then(|port| u16::try_from(port).ok()) else {
         return Vec::new();
     };
     let ready = |endpoint: &&Object| endpoint.at(&["conditions", "ready"]) != Some(&Object::Bool(false));
-    let first = |endpoint: &Object| endpoint.get("addresses")?.get(0)?.as_str().map(|ip| (ip.to_owned(), port));
-    list("endpoints").iter().filter(ready).filter_map(first).collect()
+    let shown = |endpoint: &Object| {
+        let ip = endpoint.get("addresses")?.get(0)?.as_str()?.to_owned();
+        let target = endpoint.get("targetRef").filter(|target| target.str_at(&["kind"]) == "Pod");
+        let pod = target.map(|target| target.str_at(&["name"]).to_owned()).unwrap_or_default();
+        Some(Endpoint { ip, port, pod })
+    };
+    list("endpoints").iter().filter(ready).filter_map(shown).collect()
 }
 
 #[cfg(test)]
@@ -297,12 +327,16 @@ mod tests {
         let slice = json!({
             "ports": [{"name": "http", "port": 8080}],
             "endpoints": [
-                {"addresses": ["10.42.0.5"], "conditions": {"ready": true}},
+                {"addresses": ["10.42.0.5"], "conditions": {"ready": true}, "targetRef": {"kind": "Pod", "name": "a"}},
                 {"addresses": ["10.42.0.6"], "conditions": {"ready": false}},
+                {"addresses": ["10.42.0.7"], "targetRef": {"kind": "Node", "name": "n"}},
             ],
         });
-        assert_eq!(ready_addresses(&slice, "http"), [("10.42.0.5".to_owned(), 8080)]);
-        assert!(parse_address("127.0.0.1", 80).is_err());
+        let endpoint = |ip: &str, pod: &str| Endpoint { ip: ip.to_owned(), port: 8080, pod: pod.to_owned() };
+        assert_eq!(ready_endpoints(&slice, "http"), [endpoint("10.42.0.5", "a"), endpoint("10.42.0.7", "")]);
+        for ip in ["127.0.0.1", "169.254.169.254", "fe80::1", "0.0.0.0", "224.0.0.1"] {
+            assert!(parse_address(ip, 80).is_err(), "{ip}");
+        }
     }
 
     #[test]

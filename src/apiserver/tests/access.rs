@@ -28,6 +28,67 @@ async fn a_binding_counts_from_its_creation_to_its_deletion() {
     assert_eq!(code().await, 403);
 }
 
+#[tokio::test(start_paused = true)]
+async fn who_may_watch_one_object_watches_no_other_through_the_old_path() {
+    let cluster = Cluster::new().await;
+    let rules = json!([{"verbs": ["watch"], "apiGroups": [""], "resources": ["secrets"], "resourceNames": ["own"]}]);
+    cluster.create(&format!("{RBAC}/namespaces/g1/roles"), json!({"metadata": {"name": "r"}, "rules": rules})).await;
+    let reference = json!({"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "r"});
+    let subjects = json!([{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "bob"}]);
+    let binding = json!({"metadata": {"name": "b"}, "roleRef": reference, "subjects": subjects});
+    cluster.create(&format!("{RBAC}/namespaces/g1/rolebindings"), binding).await;
+    for name in ["own", "other"] {
+        cluster.create("/api/v1/namespaces/g1/secrets", json!({"metadata": {"name": name}})).await;
+    }
+    let path = "/api/v1/watch/namespaces/g1/secrets/own?timeoutSeconds=1";
+    let watch = async |query: &str| cluster.ask(user("bob"), "GET", &format!("{path}{query}"), &[], "").await;
+    for query in ["", "&fieldSelector=metadata.name%3Down,type%3DOpaque"] {
+        let seen = watch(query).await.text();
+        assert_eq!((seen.lines().count(), seen.contains("\"own\"")), (1, true), "{query}: {seen}");
+    }
+    for query in ["&fieldSelector=metadata.name!%3Dx", "&fieldSelector=type%3DOpaque"] {
+        let refused = watch(query).await;
+        assert_eq!(refused.code, 400, "{query}: {}", refused.text());
+        assert_eq!(refused.json()["message"], "fieldSelector metadata.name doesn't match requested name");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_role_is_changed_only_as_it_was_judged() {
+    let store = Arc::new(crate::store::racing::RacingStore::default());
+    let cluster = Cluster::on(store.clone(), Clock::simulated(NOW.parse().unwrap())).await;
+    let roles = format!("{RBAC}/namespaces/g1/roles");
+    let own = json!([
+        {"verbs": ["get"], "apiGroups": [""], "resources": ["configmaps"]},
+        {"verbs": ["delete"], "apiGroups": [""], "resources": ["pods"]},
+        {"verbs": ["patch", "update", "create"], "apiGroups": ["rbac.authorization.k8s.io"], "resources": ["roles"]},
+    ]);
+    cluster.create(&roles, json!({"metadata": {"name": "own"}, "rules": own})).await;
+    let reference = json!({"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "own"});
+    let subjects = json!([{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "bob"}]);
+    let binding = json!({"metadata": {"name": "b"}, "roleRef": reference, "subjects": subjects});
+    cluster.create(&format!("{RBAC}/namespaces/g1/rolebindings"), binding).await;
+    let reads = json!([{"verbs": ["get"], "apiGroups": [""], "resources": ["pods"]}]);
+    cluster.create(&roles, json!({"metadata": {"name": "r"}, "rules": reads})).await;
+
+    let json_patch = [("content-type", "application/json-patch+json")];
+    let patch = r#"[{"op": "replace", "path": "/rules/0/resources/0", "value": "configmaps"}]"#;
+    let change = async || cluster.ask(user("bob"), "PATCH", &format!("{roles}/r"), &json_patch, patch).await;
+    // Reading ConfigMaps is bob's to give, deleting them is not.
+    store.race("roles.rbac.authorization.k8s.io/g1/r", |role| role["rules"][0]["verbs"] = json!(["delete"]));
+    assert_eq!(change().await.code, 409);
+    assert_eq!(change().await.code, 403);
+    let kept = cluster.get(&format!("{roles}/r")).await.json();
+    assert_eq!((&kept["rules"][0]["verbs"], &kept["rules"][0]["resources"]), (&json!(["delete"]), &json!(["pods"])));
+
+    let put = async |verb: &str| {
+        let rules = json!([{"verbs": [verb], "apiGroups": [""], "resources": ["configmaps"]}]);
+        let role = json!({"metadata": {"name": "new"}, "rules": rules}).to_string();
+        cluster.ask(user("bob"), "PUT", &format!("{roles}/new"), &[], &role).await.code
+    };
+    assert_eq!([put("delete").await, put("get").await, put("get").await], [403, 201, 200]);
+}
+
 async fn review(cluster: &Cluster, who: &str, resource: &str, kind: &str, spec: Value) -> Value {
     let group = if kind.contains("Access") || kind.contains("Rules") { "authorization" } else { "authentication" };
     let target = format!("/apis/{group}.k8s.io/v1/{resource}");
@@ -83,6 +144,26 @@ async fn masters_may_act_as_others_who_then_may_less() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_proxy_of_a_service_leads_to_pods_of_its_namespace_alone() {
+    let cluster = Cluster::new().await;
+    let service = json!({"metadata": {"name": "s"}, "spec": {"ports": [{"port": 80}]}});
+    cluster.create("/api/v1/namespaces/g1/services", service).await;
+    let pod = json!({"metadata": {"name": "p"}, "spec": {"containers": [{"name": "c", "image": "i"}]}});
+    cluster.create("/api/v1/namespaces/g1/pods", pod).await;
+    let endpoints = json!([
+        {"addresses": ["192.0.2.1"]},
+        {"addresses": ["192.0.2.2"], "targetRef": {"kind": "Pod", "name": "p", "namespace": "g1"}},
+        {"addresses": ["192.0.2.3"], "targetRef": {"kind": "Pod", "name": "none", "namespace": "g1"}},
+    ]);
+    let slice = json!({"metadata": {"name": "x", "labels": {"kubernetes.io/service-name": "s"}}, "addressType": "IPv4",
+        "ports": [{"name": "", "port": 80}], "endpoints": endpoints});
+    cluster.create("/apis/discovery.k8s.io/v1/namespaces/g1/endpointslices", slice).await;
+    let answer = cluster.get("/api/v1/namespaces/g1/services/s/proxy/").await;
+    let why = "no endpoints available for service \"s\"";
+    assert_eq!((answer.code, answer.json()["message"].as_str()), (503, Some(why)), "{}", answer.text());
+}
+
+#[tokio::test(start_paused = true)]
 async fn bad_tokens_are_unauthorized() {
     let cluster = Cluster::new().await;
     let answer = cluster.ask(user("none"), "GET", "/version", &[(AUTHORIZATION.as_str(), "Bearer bad")], "").await;
@@ -128,6 +209,21 @@ async fn a_token_ends_and_a_projected_one_lives_on() {
         let headers = [(AUTHORIZATION.as_str(), bearer.as_str())];
         assert_eq!(cluster.ask(user("none"), "GET", "/api/v1/nodes", &headers, "").await.code, code, "{later_s}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_projected_token_for_others_ends_when_it_says() {
+    let cluster = Cluster::new().await;
+    let (_, pod) = pod_token(&cluster, 3600).await;
+    let bound = json!({"apiVersion": "v1", "kind": "Pod", "name": "p", "uid": pod["metadata"]["uid"]});
+    let request = json!({"spec": {"expirationSeconds": 3607, "audiences": ["vault"], "boundObjectRef": bound}});
+    let answer = cluster.create("/api/v1/namespaces/g1/serviceaccounts/sa/token", request).await;
+    let spec = json!({"token": answer["status"]["token"], "audiences": ["vault"]});
+    let status = review(&cluster, "admin", "tokenreviews", "TokenReview", spec.clone()).await;
+    assert_eq!(status["authenticated"], true, "{status}");
+    tokio::time::advance(Duration::from_secs(3608)).await;
+    let status = review(&cluster, "admin", "tokenreviews", "TokenReview", spec).await;
+    assert_eq!(status["error"], "invalid bearer token", "{status}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -109,6 +109,21 @@ async fn scale_shows_and_sets_replicas() {
 }
 
 #[tokio::test]
+async fn a_patch_of_a_scale_does_not_conflict_with_a_status_written_meanwhile() {
+    let store = Arc::new(crate::store::racing::RacingStore::default());
+    let cluster = Cluster::on(store.clone()).await;
+    cluster.create("apps/v1", "Deployment", "g1", deployment("d1")).await.unwrap();
+    let status = |deployment: &mut Value| deployment["status"] = json!({"replicas": 1});
+    store.race("deployments.apps/g1/d1", status);
+    let scaled = cluster.merge("Deployment", "scale", "d1", json!({"spec": {"replicas": 4}})).await.unwrap();
+    assert_eq!((&scaled["spec"]["replicas"], &scaled["status"]["replicas"]), (&json!(4), &json!(1)));
+    let revision = scaled["metadata"]["resourceVersion"].clone();
+    store.race("deployments.apps/g1/d1", |deployment| deployment["status"] = json!({"replicas": 2}));
+    let insists = json!({"metadata": {"resourceVersion": revision}, "spec": {"replicas": 5}});
+    assert!(cluster.merge("Deployment", "scale", "d1", insists).await.unwrap_err().is_conflict());
+}
+
+#[tokio::test]
 async fn a_pod_is_bound_once() {
     let cluster = Cluster::new().await;
     let made = cluster.create("v1", "Pod", "g1", pod("p")).await.unwrap();
