@@ -72,7 +72,7 @@ impl ImageStore {
         for id in &doomed {
             self.forget(id)?;
         }
-        self.drop_unused_layers()?;
+        self.drop_unused()?;
         Ok(doomed)
     }
 

@@ -138,7 +138,7 @@ impl ImageStore {
     pub fn remove(&self, name: &str) -> Result<()> {
         let _alone = self.alone()?;
         self.forget(name)?;
-        self.drop_unused_layers()
+        self.drop_unused()
     }
 
     /// The image's record alone.
@@ -315,14 +315,20 @@ impl ImageStore {
         }
     }
 
-    fn drop_unused_layers(&self) -> Result<()> {
+    /// Layers and configs that no image in the index has.
+    fn drop_unused(&self) -> Result<()> {
         let index = self.index()?;
-        let used: BTreeSet<PathBuf> =
-            index.images.values().flat_map(|record| &record.layers).map(|diff_id| self.layer_path(diff_id)).collect();
-        let directory = self.inner.directory.join("layers");
+        let layers = index.images.values().flat_map(|record| &record.layers).map(|diff_id| self.layer_path(diff_id));
+        self.keep_only("layers", &layers.collect(), |path| std::fs::remove_dir_all(path))?;
+        let configs = index.images.keys().map(|id| self.config_path(id));
+        self.keep_only("configs", &configs.collect(), |path| std::fs::remove_file(path))
+    }
+
+    fn keep_only(&self, part: &str, used: &BTreeSet<PathBuf>, remove: fn(&Path) -> io::Result<()>) -> Result<()> {
+        let directory = self.inner.directory.join(part);
         for entry in std::fs::read_dir(&directory).map_err(disk(&directory))?.flatten() {
             if !used.contains(&entry.path()) {
-                std::fs::remove_dir_all(entry.path()).map_err(disk(&entry.path()))?;
+                remove(&entry.path()).map_err(disk(&entry.path()))?;
             }
         }
         Ok(())
@@ -412,6 +418,17 @@ mod tests {
         assert!(layers(&first)[0].is_dir(), "the first image still needs the layer");
         images.remove(&first).unwrap();
         assert_eq!(std::fs::read_dir(directory.path().join("layers")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn an_image_that_is_removed_leaves_no_config_behind() {
+        let (directory, tree) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let images = store(directory.path());
+        images.build(tree.path(), manifest::Process::default(), "app:v1").unwrap();
+        let configs = || std::fs::read_dir(directory.path().join("configs")).unwrap().count();
+        assert_eq!(configs(), 1);
+        images.remove("app:v1").unwrap();
+        assert_eq!(configs(), 0);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, Exec
 use rustix::thread::{CapabilitySet, CapabilitySets};
 use std::collections::HashMap;
 use std::convert::Infallible;
-use std::ffi::CString;
+use std::ffi::{CString, NulError};
 use std::io;
 use std::os::fd::RawFd;
 use std::os::unix::fs::MetadataExt;
@@ -49,8 +49,11 @@ impl IsolatingExecutor {
             self.set_capabilities()?;
         }
         let shown = program.display().to_string();
-        let program = CString::new(shown.clone()).map_err(|_| format!("exec {name:?}: invalid argument"))?;
-        let error = process::execve(&program, &c_strings(arguments), &c_strings(environment));
+        let invalid = |_| format!("exec {name:?}: invalid argument");
+        let program = CString::new(shown.clone()).map_err(invalid)?;
+        let (arguments, environment) =
+            (c_strings(arguments).map_err(invalid)?, c_strings(environment).map_err(invalid)?);
+        let error = process::execve(&program, &arguments, &environment);
         Err(format!("exec {shown}: {}", errno_text(&error)))
     }
 
@@ -105,8 +108,9 @@ impl Executor for IsolatingExecutor {
     }
 }
 
-fn c_strings(values: &[String]) -> Vec<CString> {
-    values.iter().filter_map(|value| CString::new(value.as_bytes()).ok()).collect()
+/// One that holds a zero is an error: left out, it would make another command of the rest.
+fn c_strings(values: &[String]) -> Result<Vec<CString>, NulError> {
+    values.iter().map(|value| CString::new(value.as_bytes())).collect()
 }
 
 /// The program a name stands for, and the error texts users know from other runtimes.
@@ -171,6 +175,13 @@ pub fn encode_programs(programs: &[SeccompProgram]) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_argument_that_cannot_be_passed_is_not_left_out() {
+        let words = |list: &[&str]| list.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
+        assert_eq!(c_strings(&words(&["rm", "-r", "x"])).map(|list| list.len()), Ok(3));
+        assert!(c_strings(&words(&["rm", "-r", "x\0y", "z"])).is_err());
+    }
 
     #[test]
     fn programs_survive_the_file() {
