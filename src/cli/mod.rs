@@ -100,6 +100,7 @@ pub fn main() -> ExitCode {
     if argv.get(1).is_some_and(|first| first == "shim") {
         return crate::runtime::shim::main(&argv[2..]);
     }
+    crate::sys::memory::keep_one_heap();
     // Only fails when a provider is installed already.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let result = match Arguments::parse().command {

@@ -6,6 +6,7 @@ pub mod cgroup;
 pub mod dbus;
 pub mod feature;
 pub mod mailbox;
+pub mod memory;
 pub mod mount;
 pub mod netns;
 pub mod process;
