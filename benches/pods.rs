@@ -61,7 +61,7 @@ async fn run() {
     }
     row("create → Running, 20 pods in a row", &running);
     let answer: Object = serde_json::from_slice(
-        &bench.remote.raw(reqwest::Method::GET, "/edgelet/v1/trace/default/row-10", None).await.unwrap(),
+        &bench.remote.raw(http::Method::GET, "/edgelet/v1/trace/default/row-10", None).await.unwrap(),
     )
     .unwrap();
     let steps: Vec<Step> = serde_json::from_value(answer["steps"].clone()).unwrap();
@@ -126,7 +126,7 @@ impl Bench {
             assert!(begun.elapsed() < LIMIT, "the API does not answer; see {}", directory.display());
             if let Ok(access) = Access::load(&kubeconfig, None) {
                 let remote = Remote::new(access, Resolver::default()).unwrap();
-                if remote.raw(reqwest::Method::GET, "/readyz", None).await.is_ok() {
+                if remote.raw(http::Method::GET, "/readyz", None).await.is_ok() {
                     break remote;
                 }
             }
@@ -183,7 +183,7 @@ impl Bench {
         let options = DeleteOptions::default();
         let _ = self.remote.delete(DEPLOYMENTS, "default", "fifty", &options).await;
         let all = "/api/v1/namespaces/default/pods";
-        self.remote.raw(reqwest::Method::DELETE, all, None).await.unwrap();
+        self.remote.raw(http::Method::DELETE, all, None).await.unwrap();
         let begun = Instant::now();
         while !self.shims().is_empty() {
             if begun.elapsed() > LIMIT {

@@ -155,7 +155,7 @@ impl Bench {
     }
 
     async fn spent(&self) -> Spent {
-        let text = self.remote.raw(reqwest::Method::GET, "/metrics", None).await.unwrap();
+        let text = self.remote.raw(http::Method::GET, "/metrics", None).await.unwrap();
         let text = String::from_utf8_lossy(&text).into_owned();
         let (requests, handshakes) =
             (sum(&text, "apiserver_request_total"), sum(&text, "edgelet_tls_handshakes_total"));
@@ -410,7 +410,7 @@ async fn answering(directory: &std::path::Path) -> Remote {
         assert!(begun.elapsed() < LIMIT, "the API does not answer; see {}", directory.display());
         if let Ok(access) = Access::load(&directory.join("data/kubeconfig"), None) {
             let remote = Remote::new(access, Resolver::default()).unwrap();
-            if remote.raw(reqwest::Method::GET, "/readyz", None).await.is_ok() {
+            if remote.raw(http::Method::GET, "/readyz", None).await.is_ok() {
                 return remote;
             }
         }

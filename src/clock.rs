@@ -12,14 +12,16 @@ pub struct Clock(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    source: Source,
+    machine: Machine,
+    known: Mutex<Option<Known>>,
     /// Counts the times that somebody has set the clock, as far as we know of them.
     jumps: watch::Sender<u64>,
 }
 
+/// The clock of the board, right or wrong.
 #[derive(Debug)]
-enum Source {
-    Real { known: Mutex<Option<Known>> },
+enum Machine {
+    Real,
     Simulated { start: Timestamp, origin: tokio::time::Instant, jumped: Mutex<SignedDuration> },
 }
 
@@ -57,11 +59,11 @@ impl Known {
 impl Clock {
     /// The machine's own clock.
     pub fn real() -> Self {
-        Self::of(Source::Real { known: Mutex::default() })
+        Self::of(Machine::Real)
     }
 
-    fn of(source: Source) -> Self {
-        Self(Arc::new(Inner { source, jumps: watch::Sender::new(0) }))
+    fn of(machine: Machine) -> Self {
+        Self(Arc::new(Inner { machine, known: Mutex::default(), jumps: watch::Sender::new(0) }))
     }
 
     /// The time is at least `at`: the last signed time a board without a clock has kept.
@@ -75,36 +77,45 @@ impl Clock {
     }
 
     fn learn(&self, what: Known) {
-        if let Source::Real { known } = &self.0.source {
-            *known.lock().expect("no panic while the clock is locked") = Some(what);
-            self.0.jumps.send_modify(|count| *count += 1);
-        }
+        *self.0.known.lock().expect("no panic while the clock is locked") = Some(what);
+        self.0.jumps.send_modify(|count| *count += 1);
     }
 
     /// A clock that reads `start` now and advances with tokio's (paused) time.
     pub fn simulated(start: Timestamp) -> Self {
         let jumped = Mutex::new(SignedDuration::ZERO);
-        Self::of(Source::Simulated { start, origin: tokio::time::Instant::now(), jumped })
+        Self::of(Machine::Simulated { start, origin: tokio::time::Instant::now(), jumped })
     }
 
     /// Sets a simulated clock: it is `by` later at once, and elapsed time knows nothing of it.
     pub fn jump(&self, by: SignedDuration) {
-        if let Source::Simulated { jumped, .. } = &self.0.source {
+        if let Machine::Simulated { jumped, .. } = &self.0.machine {
             *jumped.lock().expect("no panic while the clock is locked") += by;
             self.0.jumps.send_modify(|count| *count += 1);
         }
     }
 
+    /// Lets time pass for a simulated clock, and for what is known of it, without anybody living through it.
+    pub fn pass(&self, by: SignedDuration) {
+        if let Some(known) = &mut *self.0.known.lock().expect("no panic while the clock is locked") {
+            let (Known::Floor { at, .. } | Known::Exact { at, .. }) = known;
+            *at = at.saturating_add(by).unwrap_or(Timestamp::MAX);
+        }
+        self.jump(by);
+    }
+
     /// The wall-clock time.
     pub fn now(&self) -> Timestamp {
-        match &self.0.source {
-            Source::Real { known } => {
-                #[allow(clippy::disallowed_methods, reason = "the one place that asks")]
-                let machine = Timestamp::now();
-                let known = *known.lock().expect("no panic while the clock is locked");
-                known.map_or(machine, |known| known.correct(machine))
-            }
-            Source::Simulated { start, origin, jumped } => {
+        let machine = self.machine();
+        let known = *self.0.known.lock().expect("no panic while the clock is locked");
+        known.map_or(machine, |known| known.correct(machine))
+    }
+
+    fn machine(&self) -> Timestamp {
+        match &self.0.machine {
+            #[allow(clippy::disallowed_methods, reason = "the one place that asks")]
+            Machine::Real => Timestamp::now(),
+            Machine::Simulated { start, origin, jumped } => {
                 let elapsed = SignedDuration::try_from(origin.elapsed()).unwrap_or(SignedDuration::MAX);
                 let jumped = *jumped.lock().expect("no panic while the clock is locked");
                 start.saturating_add(elapsed.saturating_add(jumped)).unwrap_or(Timestamp::MAX)

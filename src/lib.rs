@@ -36,6 +36,7 @@
 //! * libcontainer never runs in this process: it clones, and this process has threads. The shim has one.
 //! * A shim outlives this process. Whatever it needs it holds; whatever it saw it has written down.
 //! * A replica never decides what is true: no pod is removed because a replica does not know it.
+//! * A pod's name is given away when its node confirms its end, is declared gone, or had promised that end (`api::fencing`).
 //! * `peers` decides by packets that passed, never by what a subnet looks like; its routes outlive a restart.
 //! * `dns` and `proxy` never talk to the API server themselves; rules and names outlive a restart of it.
 //! * No `ip`, `nft`, `iptables` or `runc` is called. No name goes through getaddrinfo.

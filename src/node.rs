@@ -4,6 +4,7 @@
 #[cfg(feature = "fake")]
 pub mod hollow;
 pub mod joined;
+pub mod joining;
 pub mod renewal;
 pub mod time;
 
@@ -103,15 +104,15 @@ pub async fn start(config: &Config, link: NodeLink, tree: &mut Tree) -> anyhow::
         "shutdown of the machine",
         machine_shutdown::run(kubelet.clone(), shutdown_config(config), tree.shutdown()),
     );
-    run_kubelet(kubelet, streams, informers, tree);
+    run_kubelet(&kubelet, informers, streams, tree);
     Ok(Node { network, runtime, _claim: claim })
 }
 
-/// What of a kubelet needs no machine.
-fn run_kubelet(kubelet: Arc<Kubelet>, streams: Streams, informers: Informers, tree: &mut Tree) {
+/// What a kubelet does towards its server, whatever machine lies below it.
+pub fn run_kubelet(kubelet: &Arc<Kubelet>, informers: Informers, streams: Streams, tree: &mut Tree) {
     tree.spawn("kubelet server", kubelet_server::serve(kubelet.clone(), streams, tree.shutdown()));
     tree.spawn("node status", node_status::run(kubelet.clone(), informers, tree.shutdown()));
-    tree.spawn("kubelet", kubelet.run(tree.shutdown()));
+    tree.spawn("kubelet", kubelet.clone().run(tree.shutdown()));
 }
 
 /// Where the kubelet answers people on its own board.
@@ -138,7 +139,7 @@ fn shutdown_config(config: &Config) -> ShutdownConfig {
 
 /// Registers the node and waits until its pods have been given addresses. A Node that is known already
 /// (by a replica) answers at once, server or not.
-async fn given_pod_cidr(config: &KubeletConfig, client: &Client, informers: &Informers) -> String {
+pub async fn given_pod_cidr(config: &KubeletConfig, client: &Client, informers: &Informers) -> String {
     let own = Scope { field_selector: format!("metadata.name={}", config.node_name), ..Scope::default() };
     let mut changes = informers.get(NODES, own).subscribe();
     let given = async {

@@ -106,6 +106,9 @@ impl Tunnels {
     }
 }
 
+/// At this time or later the server has heard this node last: when the last answered ping was sent.
+pub type Assured = tokio::sync::watch::Receiver<Option<tokio::time::Instant>>;
+
 /// Streams that the server opened, on their way to the kubelet.
 pub type Streams = tokio::sync::mpsc::Receiver<Box<dyn Stream>>;
 

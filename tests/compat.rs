@@ -8,6 +8,8 @@
     reason = "a test ends at the first surprise"
 )]
 
+#[path = "compat/certificates.rs"]
+mod certificates;
 #[path = "compat/drain.rs"]
 mod drain;
 mod harness;

@@ -2,6 +2,7 @@
 //! Nothing here does I/O, reads a clock or draws a random number.
 
 pub mod codec;
+pub mod fencing;
 pub mod kinds;
 pub mod object;
 pub mod patch;

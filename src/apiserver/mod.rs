@@ -43,6 +43,7 @@ use std::time::Duration;
 use tokio::sync::{Semaphore, SemaphorePermit, watch as watch_channel};
 
 pub use auth::Peer;
+pub use serve::Listen;
 
 /// Reads and writes that may run at once; watches and streams do not count.
 const READS_LIMIT: usize = 200;
@@ -94,6 +95,8 @@ pub(crate) struct Call {
     pub query: Query,
     pub headers: HeaderMap,
     pub user: User,
+    /// The other end of the connection.
+    pub peer: Peer,
     /// Present on connections that can be taken over (WebSocket).
     pub upgrade: Option<hyper::upgrade::OnUpgrade>,
     /// Of a watch or a stream; a task that goes on with its connection holds it.
@@ -231,7 +234,7 @@ impl ApiServer {
         }
         let path = call.info.path.trim_end_matches('/').to_owned();
         if path == crate::tunnel::PATH {
-            return tunnel::answer(self, call);
+            return tunnel::answer(self, call).await;
         }
         if path == "/edgelet/v1/cluster" {
             return Ok(pretty_json(&self.0.config.cluster));
@@ -362,7 +365,8 @@ async fn handle(State(server): State<ApiServer>, request: Request) -> Response {
     let upgrade = parts.extensions.remove::<hyper::upgrade::OnUpgrade>();
     let audit_id = audit_id(&parts.headers);
     let (method, headers) = (parts.method, parts.headers);
-    let mut call = Call { method, info, query, headers, user: User::default(), upgrade, open: None };
+    let user = User::default();
+    let mut call = Call { method, info, query, headers, user, peer: peer.clone(), upgrade, open: None };
     let style = call.error_style();
     let info = call.info.clone();
 
@@ -372,10 +376,11 @@ async fn handle(State(server): State<ApiServer>, request: Request) -> Response {
         Ok(()) => server.dispatch(call, body).await,
         Err(status) => Err(status),
     };
-    if let Err(status) = &result
-        && matches!(status.code, 408 | 413 | 504)
-    {
-        server.auth().refusals().log("request", &who, status);
+    if let Err(status) = &result {
+        let what = if info.path == crate::tunnel::PATH { "tunnel" } else { "request" };
+        if what == "tunnel" || matches!(status.code, 408 | 413 | 504) {
+            server.auth().refusals().log(what, &who, status);
+        }
     }
     let response = result.unwrap_or_else(|status| respond::status(&status, style));
     let known = server.registry().kinds.resource(&info.group, &info.version, &info.resource).is_some();

@@ -6,15 +6,17 @@ use crate::api::status::Status;
 use crate::pki::PkiError;
 use crate::pki::certificate::validity;
 use crate::supervise::Shutdown;
+use crate::sys::Stream;
 use axum::body::Body;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tower_service::Service;
@@ -28,6 +30,8 @@ const SEND_BUFFER_BYTES: usize = 64 << 10;
 const NODE_STREAMS_LIMIT: u32 = 1_000;
 const NODE_SEND_BUFFER_BYTES: usize = 16 << 10;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// From the handshake to the end of the first request's headers.
+const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long an HTTP/1 connection may wait for its next request.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(90);
 /// How long connections may finish what they began once the end is asked for.
@@ -53,9 +57,34 @@ pub enum ServeError {
     Pki(#[from] PkiError),
 }
 
+/// Where connections come from: sockets, or, where a whole cluster lives in one thread, pipes in memory.
+pub trait Listen: Send + 'static {
+    type Io: Stream + 'static;
+    /// The next connection, and who calls. An error harms no later call.
+    fn accept(&mut self) -> impl Future<Output = io::Result<(Self::Io, SocketAddr)>> + Send;
+    /// The connection is a node's: it ends when the node is gone.
+    fn end_with_its_node(_: &Self::Io) {}
+}
+
+impl Listen for TcpListener {
+    type Io = TcpStream;
+    async fn accept(&mut self) -> io::Result<(TcpStream, SocketAddr)> {
+        let (stream, from) = Self::accept(self).await?;
+        tune(&stream);
+        Ok((stream, from))
+    }
+
+    /// What was sent to a node that is gone does not keep its connection for the quarter of an hour that is usual. Not
+    /// for everybody: the kernel counts a client that is slow to read, a paused `kubectl exec`, among the dead.
+    fn end_with_its_node(stream: &TcpStream) {
+        let socket = socket2::SockRef::from(stream);
+        let _ = socket.set_tcp_user_timeout(Some(KEEPALIVE + PROBE_INTERVAL * PROBES));
+    }
+}
+
 impl ApiServer {
     /// Answers on these sockets until shutdown; long answers end then, short ones may finish.
-    pub async fn serve(self, listeners: Vec<TcpListener>, shutdown: Shutdown) -> Result<(), ServeError> {
+    pub async fn serve(self, listeners: Vec<impl Listen>, shutdown: Shutdown) -> Result<(), ServeError> {
         *self.0.shutdown.lock().expect("no panic while the signal is locked") = Some(shutdown.clone());
         let (mut names, mut authorities) = (self.0.names.subscribe(), self.pki().changes());
         let mut renew_at = self.issue_certificate().await?;
@@ -115,9 +144,9 @@ impl ApiServer {
     }
 }
 
-async fn accept_all(
+async fn accept_all<L: Listen>(
     server: ApiServer,
-    listener: TcpListener,
+    mut listener: L,
     acceptor: TlsAcceptor,
     slots: Arc<Semaphore>,
     shutdown: Shutdown,
@@ -132,7 +161,7 @@ async fn accept_all(
         };
         match accepted {
             Ok((stream, from)) => {
-                let connection = connection(server.clone(), stream, from, acceptor.clone(), shutdown.clone());
+                let connection = connection::<L>(server.clone(), stream, from, acceptor.clone(), shutdown.clone());
                 connections.spawn(async move {
                     connection.await;
                     drop(slot);
@@ -149,8 +178,13 @@ async fn accept_all(
     let _ = tokio::time::timeout(DRAIN_TIMEOUT, drained).await;
 }
 
-async fn connection(server: ApiServer, stream: TcpStream, from: SocketAddr, acceptor: TlsAcceptor, shutdown: Shutdown) {
-    tune(&stream);
+async fn connection<L: Listen>(
+    server: ApiServer,
+    stream: L::Io,
+    from: SocketAddr,
+    acceptor: TlsAcceptor,
+    shutdown: Shutdown,
+) {
     let stream = match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => return refused(&server, from, &error),
@@ -162,17 +196,23 @@ async fn connection(server: ApiServer, stream: TcpStream, from: SocketAddr, acce
     server.0.metrics.handshake();
     let peer = auth::Peer::from_certificates(stream.get_ref().1.peer_certificates(), &server.pki().trust());
     if peer.is_node() {
-        end_with_its_node(stream.get_ref().0);
+        L::end_with_its_node(stream.get_ref().0);
     }
     let builder = builder(&peer);
     let router = server.router();
+    let (asked, first) = watch::channel(false);
     let service = hyper::service::service_fn(move |mut request: hyper::Request<Incoming>| {
+        asked.send_if_modified(|asked| !std::mem::replace(asked, true));
         request.extensions_mut().insert::<Peer>(peer.clone());
         router.clone().call(request.map(Body::new))
     });
     let mut connection = std::pin::pin!(builder.serve_connection_with_upgrades(TokioIo::new(stream), service));
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
+        () = silence(first) => {
+            let why = format!("no request within {} s", FIRST_REQUEST_TIMEOUT.as_secs());
+            return server.auth().refusals().log("connection", &from.to_string(), &why);
+        }
         () = shutdown.requested() => {
             connection.as_mut().graceful_shutdown();
             connection.await
@@ -188,8 +228,15 @@ async fn connection(server: ApiServer, stream: TcpStream, from: SocketAddr, acce
     }
 }
 
+/// Completes when nothing was asked for too long since the handshake.
+async fn silence(mut first: watch::Receiver<bool>) {
+    if tokio::time::timeout(FIRST_REQUEST_TIMEOUT, first.wait_for(|asked| *asked)).await.is_ok() {
+        std::future::pending().await
+    }
+}
+
 /// Scanners and clients that do not trust us end here too; it is their log that should say so.
-fn refused(server: &ApiServer, from: SocketAddr, error: &std::io::Error) {
+fn refused(server: &ApiServer, from: SocketAddr, error: &io::Error) {
     match tls::certificate_fault(error) {
         Some(fault) => server.auth().refusals().log("client certificate", &from.to_string(), &fault),
         None => tracing::debug!(%from, %error, "handshake failed"),
@@ -220,11 +267,4 @@ fn tune(stream: &TcpStream) {
     // Neither is worth refusing a client for.
     let _ = stream.set_nodelay(true);
     let _ = socket.set_tcp_keepalive(&keepalive);
-}
-
-/// What was sent to a node that is gone does not keep its connection for the quarter of an hour that is usual. Not for
-/// everybody: the kernel counts a client that is slow to read, a paused `kubectl exec`, among the dead.
-fn end_with_its_node(stream: &TcpStream) {
-    let socket = socket2::SockRef::from(stream);
-    let _ = socket.set_tcp_user_timeout(Some(KEEPALIVE + PROBE_INTERVAL * PROBES));
 }

@@ -1,7 +1,7 @@
 //! `/edgelet/v1/tunnel`: a node's connection turned round, and its Lease renewed from the life of it.
 //! A node is heard whenever bytes come from it; an idle one pings. The second tunnel of a node ends the first.
 
-use super::{ApiServer, Call};
+use super::{ApiServer, Call, Peer};
 use crate::api::kinds::{Kind, KindRef};
 use crate::api::object::{Object, ObjectExt};
 use crate::api::status::{Result, Status};
@@ -11,8 +11,8 @@ use crate::tunnel::server::{self, Tunnel};
 use crate::tunnel::{PATH, PROTOCOL};
 use axum::body::Body;
 use axum::response::Response;
-use http::StatusCode;
 use http::header::{CONNECTION, UPGRADE};
+use http::{HeaderMap, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde_json::json;
 use std::time::Duration;
@@ -28,20 +28,22 @@ const LEASE_DURATION_S: i64 = 40;
 const RENEWAL_PAUSE: Duration = Duration::from_secs(8);
 const UPGRADE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Switches protocols for a node; everybody else is refused.
-pub fn answer(server: &ApiServer, mut call: Call) -> Result<Response> {
+/// Switches protocols for a node; everybody else is refused. The Lease is renewed first: a node whose tunnel opens
+/// may rely on having been heard.
+pub async fn answer(server: &ApiServer, mut call: Call) -> Result<Response> {
     let node = node_of(&call.user).ok_or_else(|| forbidden(&call.user))?.to_owned();
     if call.header(&UPGRADE) != PROTOCOL {
         return Err(Status::bad_request(format!("{PATH} answers only with `Upgrade: {PROTOCOL}`")));
     }
     let upgrade = call.upgrade.take();
     let upgrade = upgrade.ok_or_else(|| Status::bad_request("the connection cannot be upgraded: use HTTP/1.1"))?;
-    let (server, user) = (server.clone(), call.user);
+    let (server, guest) = (server.clone(), Guest { node, user: call.user, peer: call.peer });
+    renew(&server, &guest).await?;
     tokio::spawn(async move {
         let Ok(Ok(io)) = tokio::time::timeout(UPGRADE_TIMEOUT, upgrade).await else { return };
         match server::open(TokioIo::new(io)).await {
-            Ok(tunnel) => serve(&server, tunnel, &node, user).await,
-            Err(error) => tracing::warn!(node, %error, "a node's tunnel did not open"),
+            Ok(tunnel) => serve(&server, tunnel, &guest).await,
+            Err(error) => tracing::warn!(node = guest.node, %error, "a node's tunnel did not open"),
         }
     });
     let response = Response::builder()
@@ -58,11 +60,26 @@ fn node_of(user: &User) -> Option<&str> {
 }
 
 fn forbidden(user: &User) -> Status {
-    tracing::warn!(user = user.name, "refused a tunnel: the user is no node");
     Status::new(403, "Forbidden", format!("forbidden: User {:?} is no node: only nodes open tunnels", user.name))
 }
 
-async fn serve(server: &ApiServer, tunnel: Tunnel, node: &str, user: User) {
+/// Who has opened a tunnel, and with what.
+struct Guest {
+    node: String,
+    user: User,
+    peer: Peer,
+}
+
+impl Guest {
+    /// Whether what it has shown still counts: tunnels live longer than certificates and authorities.
+    async fn counts(&self, server: &ApiServer) -> bool {
+        let now = server.auth().authenticate(&mut HeaderMap::new(), &self.peer).await;
+        now.is_ok_and(|user| node_of(&user) == Some(&self.node))
+    }
+}
+
+async fn serve(server: &ApiServer, tunnel: Tunnel, guest: &Guest) {
+    let node = &guest.node;
     let mut attached = server.tunnels().attach(node, tunnel.dial);
     tracing::info!(node, "node connected");
     let mut authorities = server.pki().changes();
@@ -78,17 +95,16 @@ async fn serve(server: &ApiServer, tunnel: Tunnel, node: &str, user: User) {
         () = ending => {}
         // It comes back at once and sees that its certificate is of yesterday's authority.
         _ = authorities.changed() => tracing::info!(node, "the authority has changed: the node is to connect again"),
-        () = keep_lease(server, node, user, tunnel.heard) => {}
+        () = keep_lease(server, guest, tunnel.heard) => {}
     }
 }
 
-/// Renews the Lease whenever the node was heard.
-async fn keep_lease(server: &ApiServer, node: &str, user: User, mut heard: watch::Receiver<Instant>) {
-    let context =
-        Context { user, dry_run: false, field_manager: "kubelet".into(), field_validation: FieldValidation::Ignore };
-    loop {
-        if let Err(error) = renew(server, &context, node).await {
-            tracing::warn!(node, %error, "renew the node's lease");
+/// Renews the Lease whenever the node was heard, for as long as it is who it was.
+async fn keep_lease(server: &ApiServer, guest: &Guest, mut heard: watch::Receiver<Instant>) {
+    while guest.counts(server).await {
+        if let Err(error) = renew(server, guest).await {
+            // A node that is not noted must not take itself for heard.
+            return tracing::warn!(node = guest.node, %error, "cannot renew the node's lease: its tunnel ends");
         }
         tokio::time::sleep(RENEWAL_PAUSE).await;
         if heard.changed().await.is_err() {
@@ -96,11 +112,18 @@ async fn keep_lease(server: &ApiServer, node: &str, user: User, mut heard: watch
             std::future::pending::<()>().await;
         }
     }
+    tracing::info!(node = guest.node, "the node's certificate counts no longer: its tunnel ends");
 }
 
 /// A renewal by the same holder stays in memory until something else is written.
-async fn renew(server: &ApiServer, context: &Context, node: &str) -> Result<()> {
-    let registry = server.registry();
+async fn renew(server: &ApiServer, guest: &Guest) -> Result<()> {
+    let (registry, node) = (server.registry(), guest.node.as_str());
+    let context = &Context {
+        user: guest.user.clone(),
+        dry_run: false,
+        field_manager: "kubelet".into(),
+        field_validation: FieldValidation::Ignore,
+    };
     let leases = kind(server, "coordination.k8s.io", "leases")?;
     let now = rfc3339_micro(server.clock().now());
     let renewal = json!({"spec": {"holderIdentity": node, "renewTime": now}});

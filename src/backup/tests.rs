@@ -97,6 +97,38 @@ async fn a_backup_made_while_others_write_has_all_that_was_acknowledged_before()
 }
 
 #[tokio::test]
+async fn a_restored_server_is_the_authority_it_was_also_after_rotations() {
+    let (folder, store) = server();
+    store.write(write("configmaps/a/b", "x")).await.unwrap();
+    store.close().await.unwrap();
+    let clock = Clock::simulated(NOW.parse().unwrap());
+    let open = |data: &Path| Pki::open(&data.join(KEYS), "https://cluster", clock.clone()).unwrap();
+    let pki = open(folder.path());
+    let at_rest = crate::pki::at_rest::key(&folder.path().join(KEYS)).unwrap();
+    let before = content(folder.path()).unwrap();
+    for finished in [true, false] {
+        pki.rotate(&crate::pki::hex(pki.trust().current.key_hash())).unwrap();
+        if finished {
+            pki.finish_rotation().unwrap();
+        }
+    }
+    assert_ne!(content(folder.path()).unwrap(), before, "a rotation is a change that is worth a backup");
+    let target = tempfile::tempdir().unwrap();
+    let (file, into) = (target.path().join("backup"), target.path().join("data"));
+    make(folder.path(), &file, Some("pass"), NOW.parse().unwrap()).unwrap();
+    restore(&file, &into, Some("pass")).unwrap();
+    assert!(into.join("pki/authorities.json").is_file());
+    let restored = open(&into);
+    let (old, new) = (pki.trust(), restored.trust());
+    let keys = |trust: &crate::pki::trust::Trust| trust.all().map(|one| one.key_pem()).collect::<Vec<_>>();
+    assert_eq!((keys(&old).len(), keys(&new)), (3, keys(&old)), "the current key and both former ones");
+    assert_eq!(new.offered_pem(), old.offered_pem(), "boards that know a former one alone can follow");
+    assert_eq!(restored.ca_pem(), pki.ca_pem(), "and who is trusted is as it was");
+    assert_eq!(restored.token_key().key_set(), pki.token_key().key_set(), "pods' tokens count on");
+    assert!(crate::pki::at_rest::key(&into.join(KEYS)).unwrap() == at_rest, "Secrets can be read");
+}
+
+#[tokio::test]
 async fn what_cannot_be_restored_says_why_and_changes_nothing() {
     let (folder, store) = server();
     store.write(write("configmaps/a/b", "x")).await.unwrap();

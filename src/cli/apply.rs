@@ -7,7 +7,7 @@ use crate::api::object::{Object, ObjectExt};
 use crate::api::scheme::{self, Shape, TypeRef};
 use crate::client::Remote;
 use anyhow::Context;
-use reqwest::Method;
+use http::Method;
 use serde_json::{Map, json};
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -6,8 +6,8 @@ use crate::api::object::{Object, ObjectExt};
 use crate::client::Remote;
 use crate::pki::certificate::{bundle, validity};
 use anyhow::{Context, bail};
+use http::Method;
 use jiff::Timestamp;
-use reqwest::Method;
 use std::process::ExitCode;
 
 const AUTHORITIES: &str = "/edgelet/v1/authorities";

@@ -7,7 +7,7 @@ use crate::api::object::{Object, ObjectExt};
 use crate::client::Remote;
 use anyhow::{Context, bail};
 use futures_util::StreamExt;
-use reqwest::Method;
+use http::Method;
 use serde_json::json;
 use std::path::PathBuf;
 use std::process::ExitCode;

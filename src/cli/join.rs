@@ -5,29 +5,26 @@ use super::node as node_command;
 use super::{check, install};
 use crate::api::object::ObjectExt;
 use crate::api::status::Status;
-use crate::client::kubeconfig::Access;
 use crate::client::uplink::State;
-use crate::client::{Client, ListOptions, NODES, Remote, WatchEvent, enroll};
+use crate::client::{ListOptions, NODES, Remote, WatchEvent};
 use crate::clock::{Clock, monotonic};
 use crate::config::Typed;
 use crate::network::resolve::Resolver;
+use crate::node::joining::{Joining, Step};
 use crate::node::{joined, time};
 use crate::pki::certificate;
 use crate::pki::join_token::JoinToken;
 use crate::pki::node_identity::{Joined, NodeIdentity};
 use anyhow::{Context, bail};
 use futures_util::StreamExt;
-use jiff::SignedDuration;
-use rustls_pki_types::CertificateDer;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 
 const DEFAULT_PORT: u16 = 6443;
 const READY_TIMEOUT: Duration = Duration::from_secs(120);
-/// A clock that is off by more makes certificates look expired, or not valid yet.
-const CLOCK_TOLERANCE: SignedDuration = SignedDuration::from_mins(5);
 const UNIT: &str = include_str!("../../systemd/edgelet-node.service");
 const UNIT_NAME: &str = "edgelet-node.service";
 const UNIT_FILE: &str = "/etc/systemd/system/edgelet-node.service";
@@ -127,65 +124,34 @@ impl Plan {
             bail!("this board cannot run pods yet (`edgelet check` tells more):\n  {}", obstacles.join("\n  "));
         }
         say("this board can run pods");
-        let token = JoinToken::parse(&self.token)?;
-        let config = self.typed.clone().check()?;
-        let resolver = Resolver::default();
-        let sent =
-            enroll::from_stranger(&self.server, "/cacerts", &resolver).await.map_err(|error| self.explain(error))?;
-        let roots = token.trusted(&sent).context("the server proves to be another than the token's")?;
-        say(&format!("{} is the server the token was made for", self.server));
-        let (former, authorities) = (identity.clone(), roots.clone());
-        if tokio::task::spawn_blocking(move || joined::forget_former(&former, &authorities)).await?? {
-            say("what this board kept of another cluster is forgotten");
-        }
-        self.check_clock(&roots, &resolver).await?;
-
-        let ca_pem = certificate::bundle_pem(&roots);
-        let (keeper, name, authorities) = (identity.clone(), config.node_name.clone(), ca_pem.clone());
-        let request = tokio::task::spawn_blocking(move || {
-            keeper.store_authorities(&authorities)?;
-            keeper.request(&name)
-        });
-        let request = request.await?.context("make the node's key")?;
-        let access = Access {
+        let joining = Joining {
             server: self.server.clone(),
-            ca_pem: ca_pem.into_bytes(),
-            token: token.bearer(),
-            ..Access::default()
+            token: JoinToken::parse(&self.token)?,
+            node_name: self.typed.clone().check()?.node_name,
+            reach: Arc::new(Resolver::default()),
+            clock: self.clock.clone(),
         };
-        let client = Client::Remote(Remote::with_clock(access, resolver.clone(), self.clock.clone())?);
-        let signed = enroll::certificate(&client, &config.node_name, &request).await;
-        let signed = signed.map_err(|error| self.explain(error))?;
-        identity.store_certificate(&signed)?;
-        identity.store_server(&self.server)?;
-        let joined = identity.load()?.context("what was just written is gone")?;
-        say(&format!("node {} has a certificate until {}", config.node_name, joined.credentials.not_after));
-        let remote = Remote::with_clock(joined::access(&joined), resolver, self.clock.clone())?;
-        joined::learn_facts(&remote, identity).await?;
-        say("the server has told the cluster's addresses");
-        Ok(joined)
+        let tell = |step| self.tell(&joining.node_name, step);
+        joining.enroll(identity, &tell).await.map_err(|error| self.explain(error))
     }
 
-    /// Asks what time it is, before anything is judged by it.
-    async fn check_clock(&self, roots: &[CertificateDer<'static>], resolver: &Resolver) -> anyhow::Result<()> {
-        let (said, _) = time::ask(&self.server, roots, resolver).await.context("ask the server for the time")?;
-        let off = self.clock.now().duration_since(said);
-        if off.abs() <= CLOCK_TOLERANCE {
-            say("the clock agrees with the server's");
-            return Ok(());
+    fn tell(&self, node: &str, step: Step) {
+        match step {
+            Step::Trusted => say(&format!("{} is the server the token was made for", self.server)),
+            Step::FormerForgotten => say("what this board kept of another cluster is forgotten"),
+            Step::ClockAgrees => say("the clock agrees with the server's"),
+            Step::ClockCorrected { off, said } => println!(
+                "warn  this board's clock is off by {off:#}; going by the server's ({said}). Install an NTP client: \
+                 apt install systemd-timesyncd"
+            ),
+            Step::Certified { until } => say(&format!("node {node} has a certificate until {until}")),
+            Step::Informed => say("the server has told the cluster's addresses"),
         }
-        self.clock.set_exact(said);
-        println!(
-            "warn  this board's clock is off by {off:#}; going by the server's ({said}). Install an NTP client: apt \
-             install systemd-timesyncd"
-        );
-        Ok(())
     }
 
-    fn explain(&self, error: Status) -> anyhow::Error {
-        let advice = advice(&error, &self.server);
-        let error = anyhow::Error::from(error);
-        match advice {
+    fn explain(&self, error: anyhow::Error) -> anyhow::Error {
+        let Some(refusal) = error.downcast_ref::<Status>() else { return error };
+        match advice(refusal, &self.server) {
             Some(advice) => anyhow::anyhow!("{advice} ({})", super::chain(&error)),
             None => error.context("the server refused"),
         }

@@ -6,7 +6,7 @@ use crate::client::remote::path;
 use crate::client::{PODS, Remote};
 use crate::registry::ListOptions;
 use anyhow::{Context, bail};
-use reqwest::Method;
+use http::Method;
 
 /// What a name led to.
 pub struct Found {

@@ -9,8 +9,8 @@ use crate::pki::bootstrap::{self, BootstrapToken, SECRET_TYPE, USES_LIMIT};
 use crate::pki::certificate::{bundle, key_hash};
 use crate::pki::join_token::JoinToken;
 use anyhow::{Context, bail};
+use http::Method;
 use jiff::{SignedDuration, Timestamp};
-use reqwest::Method;
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 

@@ -4,8 +4,8 @@ use super::connect::Connection;
 use super::get::aligned;
 use crate::telemetry::Step;
 use anyhow::bail;
+use http::Method;
 use jiff::Unit;
-use reqwest::Method;
 use std::process::ExitCode;
 
 #[derive(clap::Args)]

@@ -2,7 +2,7 @@
 
 use super::connect::Connection;
 use crate::api::object::{Object, ObjectExt};
-use reqwest::Method;
+use http::Method;
 use std::process::ExitCode;
 
 #[derive(clap::Args)]

@@ -1,15 +1,16 @@
 //! How a node comes by its certificate: a signing request, then the wait for what the server decides.
 //! Also what is asked of a server that is not trusted yet: its authorities, and what time it is.
 
+use super::reach::{Connector, Http, Reach};
 use super::{CERTIFICATESIGNINGREQUESTS, Client, Item, WatchEvent};
 use crate::api::object::{Object, ObjectExt};
 use crate::api::status::{Result, Status};
-use crate::network::resolve::Resolver;
 use crate::registry::ListOptions;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures_util::StreamExt;
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::CryptoProvider;
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
@@ -19,7 +20,7 @@ use std::time::Duration;
 
 const SIGNER: &str = "kubernetes.io/kube-apiserver-client-kubelet";
 const DECISION_TIMEOUT: Duration = Duration::from_secs(30);
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 const ANSWER_LIMIT_BYTES: usize = 256 << 10;
 
 /// Asks for a certificate of the node and waits for it; PEM.
@@ -80,35 +81,31 @@ fn decided(request: &Object) -> Option<Result<String>> {
 }
 
 /// GET from a server that proves nothing yet: the answer must be checked by other means.
-pub async fn from_stranger(server: &str, path: &str, resolver: &Resolver) -> Result<Bytes> {
+pub async fn from_stranger(server: &str, path: &str, reach: Arc<dyn Reach>) -> Result<Bytes> {
+    let late = |_| Status::timeout(format!("{server} does not answer within {} s", ANSWER_TIMEOUT.as_secs()));
+    tokio::time::timeout(ANSWER_TIMEOUT, asked(server, path, reach)).await.map_err(late)?
+}
+
+async fn asked(server: &str, path: &str, reach: Arc<dyn Reach>) -> Result<Bytes> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let tls = rustls::ClientConfig::builder_with_provider(provider.clone())
-        .with_safe_default_protocol_versions()
+        .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(Status::internal)?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(AnyCertificate(provider)))
         .with_no_client_auth();
-    let http = reqwest::Client::builder()
-        .tls_backend_preconfigured(tls)
-        .dns_resolver(resolver.clone())
-        .connect_timeout(CONNECT_TIMEOUT)
-        .timeout(CONNECT_TIMEOUT * 2)
-        .build()
-        .map_err(Status::internal)?;
-    let sent = http.get(format!("{server}{path}")).send().await;
-    let mut response = sent.map_err(super::remote::unreachable_server)?;
-    let code = response.status();
-    let mut body = BytesMut::new();
-    while let Some(chunk) = response.chunk().await.map_err(super::remote::unreachable_server)? {
-        if body.len() + chunk.len() > ANSWER_LIMIT_BYTES {
-            return Err(Status::internal("the answer is too large: this is no edgelet server"));
-        }
-        body.extend_from_slice(&chunk);
+    let http = Connector { reach, tls: Arc::new(tls), idle: None }.http(Http::Any);
+    let request = http::Request::get(format!("{server}{path}")).body(Full::default()).map_err(Status::internal)?;
+    let answer = http.request(request).await.map_err(super::remote::unreachable_server)?;
+    let code = answer.status();
+    if !code.is_success() {
+        return Err(Status::new(code.as_u16(), "Unknown", format!("{server}{path} answers {code}")));
     }
-    if code.is_success() {
-        return Ok(body.freeze());
-    }
-    Err(Status::new(code.as_u16(), "Unknown", format!("{server}{path} answers {code}")))
+    let body = Limited::new(answer.into_body(), ANSWER_LIMIT_BYTES).collect().await;
+    body.map(|body| body.to_bytes()).map_err(|error| match error.is::<LengthLimitError>() {
+        true => Status::internal("the answer is too large: this is no edgelet server"),
+        false => Status::unavailable(error.to_string()),
+    })
 }
 
 /// Accepts every certificate; signatures are checked all the same.

@@ -8,6 +8,7 @@ pub mod events;
 pub mod informer;
 pub mod kubeconfig;
 pub mod local;
+pub mod reach;
 pub mod reflector;
 pub mod remote;
 pub mod replica;

@@ -2,52 +2,46 @@
 //! Answers are bytes of JSON; a watch is one line per event.
 
 use super::kubeconfig::Access;
+use super::reach::{CONNECT_TIMEOUT, Connector, Http, Reach, Secured};
 use super::{Item, Items, Resource, WatchEvent};
 use crate::api::object::{Object, ObjectExt};
 use crate::api::status::{Result, Status};
 use crate::clock::Clock;
-use crate::network::resolve::Resolver;
 use crate::pki::time::ClockTime;
 use crate::registry::{DeleteOptions, ListOptions, PatchType, Propagation};
 use crate::sys::Stream;
 use arc_swap::ArcSwap;
 use bytes::{Bytes, BytesMut};
 use futures_util::stream::{self, BoxStream, StreamExt};
+use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, USER_AGENT};
+use http::{Method, Request, StatusCode};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
-use reqwest::header::{ACCEPT, CONTENT_TYPE};
-use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::json;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
-use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
-use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
 use tokio_tungstenite::tungstenite::{self, client::IntoClientRequest};
 
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 /// One line of a watch; larger ones end it.
 const LINE_LIMIT_BYTES: usize = 8 << 20;
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-const STREAM_WINDOW_BYTES: u32 = 256 << 10;
-const CONNECTION_WINDOW_BYTES: u32 = 1 << 20;
+/// What we call ourselves.
+const AGENT: &str = concat!("edgelet/", env!("CARGO_PKG_VERSION"));
 /// What is read of an error.
 const ERROR_LIMIT_BYTES: usize = 64 << 10;
-/// Idle connections that are to be kept alive: their other end is asked so often once they are silent for too long,
-/// and given up when it has not answered for so long, which survives the loss of a third of the packets.
-const PROBE_INTERVAL: Duration = Duration::from_secs(5);
-const PROBES: u32 = 6;
 /// Watches at a time. What is asked beyond must wait, and must not take the place of plain requests: the server
 /// allows a node a thousand streams.
 const WATCHES_LIMIT: usize = 900;
 const GIVEN_UP: &str = "the connection to the server was given up";
 
 /// A WebSocket to the API server.
-pub type WebSocket = tokio_tungstenite::WebSocketStream<TlsStream<TcpStream>>;
+pub type WebSocket = tokio_tungstenite::WebSocketStream<Secured>;
 
 /// Speaks to an API server. Cheap to clone; clones share credentials and connections.
 #[derive(Clone)]
@@ -63,72 +57,69 @@ struct Shared {
     /// Counts watches whose connection has died.
     deaths: watch::Sender<u64>,
     watches: Arc<Semaphore>,
-    resolver: Resolver,
+    reach: Arc<dyn Reach>,
     clock: Clock,
 }
 
 /// Credentials, and the connections made with them.
 struct Session {
-    http: reqwest::Client,
+    http: hyper_util::client::legacy::Client<Connector, Full<Bytes>>,
+    connector: Connector,
     access: Arc<Access>,
-    tls: Arc<rustls::ClientConfig>,
-}
-
-/// What the server is known to speak.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Http {
-    Any,
-    /// Then requests that begin together share their connection from the first on: with `Any` each of them opens one,
-    /// before the first can say that it was enough.
-    Two,
 }
 
 impl Session {
-    fn new(access: Arc<Access>, resolver: &Resolver, clock: &Clock, idle_s: u64, http: Http) -> Result<Self> {
-        let mut tls = client_config(&access, clock)?;
-        tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        let builder = match http {
-            Http::Any => reqwest::Client::builder(),
-            Http::Two => reqwest::Client::builder().http2_prior_knowledge(),
-        };
-        let http = builder
-            .user_agent(concat!("edgelet/", env!("CARGO_PKG_VERSION")))
-            .tls_backend_preconfigured(tls.clone())
-            .dns_resolver(resolver.clone())
-            .connect_timeout(CONNECT_TIMEOUT)
-            .pool_idle_timeout(Duration::from_secs(90))
-            .http2_initial_stream_window_size(STREAM_WINDOW_BYTES)
-            .http2_initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-            // Unless it is asked for, the server's kernel keeps the connection alive.
-            .tcp_keepalive((idle_s > 0).then(|| Duration::from_secs(idle_s)))
-            .tcp_keepalive_interval(PROBE_INTERVAL)
-            .tcp_keepalive_retries(PROBES)
-            // Holds for probes, too, and must not end a connection that is idle for so long.
-            .tcp_user_timeout(Duration::from_secs(idle_s) + PROBE_INTERVAL * PROBES)
-            .build()
-            .map_err(Status::internal)?;
-        Ok(Self { http, access, tls: Arc::new(tls) })
+    fn new(access: Arc<Access>, reach: Arc<dyn Reach>, clock: &Clock, idle_s: u64, http: Http) -> Result<Self> {
+        let tls = Arc::new(client_config(&access, clock)?);
+        // Unless it is asked for, the server's kernel keeps the connection alive.
+        let idle = (idle_s > 0).then(|| Duration::from_secs(idle_s));
+        let connector = Connector { reach, tls, idle };
+        Ok(Self { http: connector.clone().http(http), connector, access })
+    }
+}
+
+/// An answer whose body comes as the server makes it.
+pub struct Response(http::Response<Incoming>);
+
+impl Response {
+    /// The next piece of the body; `None` at its end.
+    pub async fn chunk(&mut self) -> Result<Option<Bytes>> {
+        self.next().await.map_err(unreachable_server)
+    }
+
+    async fn next(&mut self) -> hyper::Result<Option<Bytes>> {
+        while let Some(frame) = self.0.body_mut().frame().await {
+            // What is no data are trailers.
+            if let Ok(data) = frame?.into_data() {
+                return Ok(Some(data));
+            }
+        }
+        Ok(None)
+    }
+
+    pub async fn bytes(self) -> Result<Bytes> {
+        Ok(self.0.into_body().collect().await.map_err(unreachable_server)?.to_bytes())
     }
 }
 
 impl Remote {
     /// Makes a client; nothing is sent yet.
-    pub fn new(access: Access, resolver: Resolver) -> Result<Self> {
-        Self::with_clock(access, resolver, Clock::real())
+    pub fn new(access: Access, reach: impl Reach + 'static) -> Result<Self> {
+        Self::with_clock(access, reach, Clock::real())
     }
 
     /// The same with the time that certificates are judged by.
-    pub fn with_clock(access: Access, resolver: Resolver, clock: Clock) -> Result<Self> {
-        Self::with(access, resolver, clock, Http::Any)
+    pub fn with_clock(access: Access, reach: impl Reach + 'static, clock: Clock) -> Result<Self> {
+        Self::with(access, Arc::new(reach), clock, Http::Any)
     }
 
     /// A node's, for a server of edgelet: one connection for everything.
-    pub fn for_node(access: Access, resolver: Resolver, clock: Clock) -> Result<Self> {
-        Self::with(access, resolver, clock, Http::Two)
+    pub fn for_node(access: Access, reach: impl Reach + 'static, clock: Clock) -> Result<Self> {
+        Self::with(access, Arc::new(reach), clock, Http::Two)
     }
 
-    fn with(access: Access, resolver: Resolver, clock: Clock, http: Http) -> Result<Self> {
-        let session = Session::new(Arc::new(access), &resolver, &clock, 0, http)?;
+    fn with(access: Access, reach: Arc<dyn Reach>, clock: Clock, http: Http) -> Result<Self> {
+        let session = Session::new(Arc::new(access), reach.clone(), &clock, 0, http)?;
         Ok(Self(Arc::new(Shared {
             session: ArcSwap::from_pointee(session),
             http,
@@ -136,24 +127,29 @@ impl Remote {
             idle_s: AtomicU64::new(0),
             deaths: watch::Sender::new(0),
             watches: Arc::new(Semaphore::new(WATCHES_LIMIT)),
-            resolver,
+            reach,
             clock,
         })))
+    }
+
+    /// How this client gets to its server.
+    pub fn reach(&self) -> &Arc<dyn Reach> {
+        &self.0.reach
     }
 
     pub fn access(&self) -> Arc<Access> {
         self.0.session.load().access.clone()
     }
 
-    /// For streams that reqwest cannot carry (WebSocket).
+    /// For streams that are no requests (WebSocket).
     pub fn tls(&self) -> Arc<rustls::ClientConfig> {
-        self.0.session.load().tls.clone()
+        self.0.session.load().connector.tls.clone()
     }
 
     /// From now on speaks with these credentials; requests under way go on with the former ones.
     pub fn reload(&self, access: Access) -> Result<()> {
         let idle_s = self.0.idle_s.load(Ordering::Relaxed);
-        let fresh = Session::new(Arc::new(access), &self.0.resolver, &self.0.clock, idle_s, self.0.http)?;
+        let fresh = Session::new(Arc::new(access), self.0.reach.clone(), &self.0.clock, idle_s, self.0.http)?;
         self.0.session.store(Arc::new(fresh));
         Ok(())
     }
@@ -195,11 +191,10 @@ impl Remote {
 
     /// Any path, for what is no resource (`/version`, `/edgelet/v1/…`).
     pub async fn raw(&self, method: Method, path: &str, body: Option<Object>) -> Result<Bytes> {
-        let mut request = self.request(method, path);
-        if let Some(body) = body {
-            request = request.header(CONTENT_TYPE, "application/json").body(body.to_string());
+        match body {
+            Some(body) => self.send(method, path, "application/json", &body).await.map(|item| item.0),
+            None => self.answer(self.request(method, path)).await,
         }
-        self.answer(request).await
     }
 
     /// GET in another form (`Table`).
@@ -212,12 +207,12 @@ impl Remote {
         let place = self.place().await;
         let sessions = self.0.sessions.subscribe();
         let request = self.request_as(Method::GET, path, accept);
-        Ok(self.lines(self.held(sent(request)).await?, sessions, place))
+        Ok(self.lines(self.held(self.sent(request)).await?, sessions, place))
     }
 
     /// A response whose body goes on (logs).
     pub async fn stream(&self, path: &str) -> Result<Response> {
-        self.held(sent(self.request_as(Method::GET, path, "*/*"))).await
+        self.held(self.sent(self.request_as(Method::GET, path, "*/*"))).await
     }
 
     /// PATCH by path, for kinds that are only known at run time.
@@ -243,23 +238,11 @@ impl Remote {
     }
 
     /// A connection of its own that speaks HTTP/1.1, and the server's name and port.
-    async fn connect(&self) -> Result<(TlsStream<TcpStream>, String)> {
+    async fn connect(&self) -> Result<(Secured, String)> {
         let session = self.0.session.load_full();
         let uri: http::Uri = session.access.server.parse().map_err(Status::internal)?;
-        let host = uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
-        let port = uri.port_u16().unwrap_or(443);
-        let server_name = ServerName::try_from(host.clone()).map_err(Status::internal)?;
-        let mut tls = (*session.tls).clone();
-        tls.alpn_protocols = vec![b"http/1.1".to_vec()];
-        let connected = async {
-            let addresses = self.0.resolver.resolve(&host, port).await?;
-            let stream = TcpStream::connect(addresses.as_slice()).await?;
-            stream.set_nodelay(true)?;
-            TlsConnector::from(Arc::new(tls)).connect(server_name, stream).await
-        };
-        let late = |_| Status::timeout(format!("connect to the server: {host}:{port} does not answer"));
-        let stream = tokio::time::timeout(CONNECT_TIMEOUT, connected).await.map_err(late)?.map_err(lost)?;
-        Ok((stream, uri.authority().map_or(host, ToString::to_string)))
+        let stream = session.connector.http_1(&uri).await.map_err(lost)?;
+        Ok((stream, uri.authority().map_or_else(String::new, ToString::to_string)))
     }
 
     /// Asks the server to speak another protocol on a connection of its own (the tunnel).
@@ -313,7 +296,7 @@ impl Remote {
                     }
                     let chunk = tokio::select! {
                         biased;
-                        chunk = response.chunk() => chunk,
+                        chunk = response.next() => chunk,
                         _ = sessions.changed() => return Err(Status::unavailable(GIVEN_UP)),
                     };
                     match chunk {
@@ -332,23 +315,39 @@ impl Remote {
         lines.boxed()
     }
 
-    fn request(&self, method: Method, path: &str) -> RequestBuilder {
+    fn request(&self, method: Method, path: &str) -> http::request::Builder {
         self.request_as(method, path, "application/json")
     }
 
-    fn request_as(&self, method: Method, path: &str, accept: &str) -> RequestBuilder {
-        let session = self.0.session.load();
-        let request = session.http.request(method, format!("{}{path}", session.access.server));
-        let request = request.header(ACCEPT, accept);
-        if session.access.token.is_empty() { request } else { request.bearer_auth(&session.access.token) }
+    fn request_as(&self, method: Method, path: &str, accept: &str) -> http::request::Builder {
+        let access = self.access();
+        let request = Request::builder().method(method).uri(format!("{}{path}", access.server));
+        let request = request.header(ACCEPT, accept).header(USER_AGENT, AGENT);
+        if access.token.is_empty() {
+            request
+        } else {
+            request.header(AUTHORIZATION, format!("Bearer {}", access.token))
+        }
     }
 
-    async fn answer(&self, request: RequestBuilder) -> Result<Bytes> {
-        let whole = async {
-            let response = sent(request.timeout(REQUEST_TIMEOUT)).await?;
-            response.bytes().await.map_err(unreachable_server)
-        };
-        self.held(whole).await
+    async fn answer(&self, request: http::request::Builder) -> Result<Bytes> {
+        self.answer_to(request, Bytes::new()).await
+    }
+
+    async fn answer_to(&self, request: http::request::Builder, body: Bytes) -> Result<Bytes> {
+        let whole = async { self.sent_with(request, body).await?.bytes().await };
+        let late = |_| Status::timeout(format!("the server does not answer within {} s", REQUEST_TIMEOUT.as_secs()));
+        self.held(async { tokio::time::timeout(REQUEST_TIMEOUT, whole).await.map_err(late)? }).await
+    }
+
+    async fn sent(&self, request: http::request::Builder) -> Result<Response> {
+        self.sent_with(request, Bytes::new()).await
+    }
+
+    async fn sent_with(&self, request: http::request::Builder, body: Bytes) -> Result<Response> {
+        let http = self.0.session.load().http.clone();
+        let request = request.body(Full::new(body)).map_err(Status::internal)?;
+        checked(Response(http.request(request).await.map_err(unreachable_server)?)).await
     }
 
     pub async fn get(&self, resource: Resource, namespace: &str, name: &str) -> Result<Item> {
@@ -429,8 +428,8 @@ impl Remote {
     }
 
     async fn send(&self, method: Method, path: &str, media_type: &str, body: &Object) -> Result<Item> {
-        let request = self.request(method, path).header(CONTENT_TYPE, media_type).body(body.to_string());
-        Ok(Item(self.answer(request).await?))
+        let request = self.request(method, path).header(CONTENT_TYPE, media_type);
+        Ok(Item(self.answer_to(request, Bytes::from(body.to_string())).await?))
     }
 }
 
@@ -505,7 +504,8 @@ fn delete_body(options: &DeleteOptions) -> Object {
 }
 
 fn lost(error: std::io::Error) -> Status {
-    Status::unavailable(format!("connect to the server: {error}"))
+    let text = format!("connect to the server: {error}");
+    if error.kind() == std::io::ErrorKind::TimedOut { Status::timeout(text) } else { Status::unavailable(text) }
 }
 
 /// What the server said instead of switching protocols.
@@ -513,13 +513,9 @@ fn refused(response: &http::Response<Option<Vec<u8>>>) -> Status {
     error_of(response.status(), response.body().as_deref().unwrap_or_default())
 }
 
-async fn sent(request: RequestBuilder) -> Result<Response> {
-    checked(request.send().await.map_err(unreachable_server)?).await
-}
-
 /// A response that is no error; an error's body is a `Status` as a rule.
 async fn checked(response: Response) -> Result<Response> {
-    let code = response.status();
+    let code = response.0.status();
     if code.is_success() || code == StatusCode::SWITCHING_PROTOCOLS {
         return Ok(response);
     }
@@ -532,14 +528,20 @@ fn error_of(code: StatusCode, body: &[u8]) -> Status {
     serde_json::from_slice(body).unwrap_or_else(unknown)
 }
 
-pub(super) fn unreachable_server(error: reqwest::Error) -> Status {
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(&error);
+/// The server could not be asked, or its answer broke off. The whole chain of causes, each said once.
+pub(super) fn unreachable_server(error: impl std::error::Error + 'static) -> Status {
+    let (mut text, mut late) = (error.to_string(), false);
+    let mut source = error.source();
     while let Some(cause) = source {
-        text = format!("{text}: {cause}");
+        let said = cause.to_string();
+        if !text.ends_with(&said) {
+            text = format!("{text}: {said}");
+        }
+        let io = cause.downcast_ref::<std::io::Error>();
+        late |= io.is_some_and(|io| io.kind() == std::io::ErrorKind::TimedOut);
         source = cause.source();
     }
-    if error.is_timeout() { Status::timeout(text) } else { Status::unavailable(text) }
+    if late { Status::timeout(text) } else { Status::unavailable(text) }
 }
 
 /// The items of a list body; each is cut out of it as its own bytes.
@@ -563,7 +565,7 @@ fn items(body: &Bytes) -> Result<Items> {
 }
 
 /// Whether the connection was found dead, by silence or by an other end that has forgotten it.
-fn is_death(error: &reqwest::Error) -> bool {
+fn is_death(error: &hyper::Error) -> bool {
     let mut source = std::error::Error::source(error);
     while let Some(cause) = source {
         let io = cause.downcast_ref::<std::io::Error>();
@@ -598,7 +600,7 @@ fn event(line: &Bytes) -> Result<WatchEvent> {
     }
 }
 
-/// TLS as this access asks for it.
+/// TLS 1.3 as this access asks for it.
 fn client_config(access: &Access, clock: &Clock) -> Result<rustls::ClientConfig> {
     let fail = |error: &dyn std::fmt::Display| Status::bad_request(format!("client credentials: {error}"));
     let mut roots = rustls::RootCertStore::empty();
@@ -608,7 +610,7 @@ fn client_config(access: &Access, clock: &Clock) -> Result<rustls::ClientConfig>
     }
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = rustls::ClientConfig::builder_with_details(provider, Arc::new(ClockTime(clock.clone())))
-        .with_safe_default_protocol_versions()
+        .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(|error| fail(&error))?
         .with_root_certificates(roots);
     if access.client_key_pem.is_empty() {

@@ -12,6 +12,7 @@ use crate::tunnel::rhythm::{Idle, Rhythm};
 use crate::tunnel::{self, node};
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 
 const BACKOFF_FIRST: Duration = Duration::from_millis(500);
 const BACKOFF_LIMIT: Duration = Duration::from_secs(30);
@@ -32,16 +33,18 @@ pub enum State {
 }
 
 /// Keeps the tunnel until shutdown. `changed` counts changes of addresses and routes: they are tried at once.
+/// `assured`: when the server has certainly heard this node.
 pub async fn run(
     remote: Remote,
     kubelet: mpsc::Sender<Box<dyn Stream>>,
     mut changed: watch::Receiver<u64>,
     state: watch::Sender<State>,
+    assured: watch::Sender<Option<Instant>>,
     shutdown: Shutdown,
 ) {
     tokio::select! {
         () = shutdown.requested() => {}
-        () = keep(&remote, &kubelet, &mut changed, &state) => {}
+        () = keep(&remote, &kubelet, &mut changed, &state, &assured) => {}
     }
 }
 
@@ -50,20 +53,23 @@ async fn keep(
     kubelet: &mpsc::Sender<Box<dyn Stream>>,
     changed: &mut watch::Receiver<u64>,
     state: &watch::Sender<State>,
+    assured: &watch::Sender<Option<Instant>>,
 ) {
     let (mut rhythm, mut backoff, mut was_lost) = (Rhythm::default(), Duration::ZERO, false);
     let mut idle = Idle::default();
     loop {
         changed.mark_unchanged();
+        let asked_at = monotonic();
         match remote.upgrade(tunnel::PATH, tunnel::PROTOCOL).await {
             Ok(io) => {
                 let opened = monotonic();
                 tracing::info!("connected to the server");
+                assured.send_replace(Some(asked_at));
                 state.send_replace(State::Connected);
                 if std::mem::replace(&mut was_lost, true) {
                     give_up_connections(remote, &idle);
                 }
-                let serving = node::serve(io, kubelet, &mut rhythm, changed);
+                let serving = node::serve(io, kubelet, &mut rhythm, changed, assured);
                 let end = while_learning(remote, &mut idle, serving).await;
                 tracing::warn!(reason = %end, "lost the server; pods go on running");
                 state.send_replace(State::Connecting);
@@ -83,6 +89,8 @@ async fn keep(
         tokio::select! {
             () = tokio::time::sleep(jittered(backoff.max(BACKOFF_FIRST), fastrand::f64())) => {}
             Ok(()) = changed.changed() => {}
+            // A new certificate, or a clock set right.
+            () = remote.reconnected() => {}
         }
     }
 }

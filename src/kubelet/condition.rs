@@ -2,6 +2,7 @@
 
 use super::memory::{Facts, Role};
 use super::status::{Shown, counts_for_readiness, is_initialized};
+use crate::api::fencing;
 use crate::api::view::meta::Condition;
 use crate::clock::rfc3339;
 use serde_json::{Value, json};
@@ -38,7 +39,12 @@ pub fn conditions(facts: &Facts, phase: &str, shown: &[Shown]) -> Vec<Condition>
         let said = Verdict { reason: "TerminationByKubelet".into(), ..Verdict::yes() };
         ("DisruptionTarget", Verdict { message: verdict.message.clone().into_owned(), ..said })
     });
-    list.into_iter().chain(disruption).map(|(r#type, verdict)| dated(facts, r#type, verdict)).collect()
+    let fenced = fencing::is_asked(facts.pod).then(|| {
+        let ends_within_s = fencing::wanted_s(facts.pod);
+        let message = format!("the pod ends within {ends_within_s} s after the server has heard its node last");
+        (fencing::CONDITION, Verdict { holds: true, reason: fencing::reason(ends_within_s), message })
+    });
+    list.into_iter().chain(disruption).chain(fenced).map(|(r#type, verdict)| dated(facts, r#type, verdict)).collect()
 }
 
 fn dated(facts: &Facts, r#type: &str, verdict: Verdict) -> Condition {

@@ -1,51 +1,43 @@
 //! When a pod that asked for it must not run without the server (ARCHITECTURE "autonomy before fencing"): pure.
 //! All other pods run on; a node cannot tell a dead server from its own isolation.
 
+use crate::api::fencing;
 use crate::api::view::pod::Pod;
-use crate::client::informer::Contact;
-use crate::kubelet::memory::after;
-use jiff::Timestamp;
+use std::time::Duration;
 
-/// `"true"`: the pod stops before the server may replace it, and does not start at a boot without the server.
-pub const ANNOTATION: &str = "edgelet.io/fenced";
-const TAINT: &str = "node.kubernetes.io/unreachable";
-/// The server takes a node for lost after this long without a sign of life.
-const NODE_GRACE_S: i64 = 40;
-/// Longer than this a pod is not left running, however long it tolerates: it may be given up by hand.
-const TOLERATION_LIMIT_S: i64 = 300;
-/// Until then the containers have ended before the server acts.
-const MARGIN_S: i64 = 10;
-const DEFAULT_GRACE_S: i64 = 30;
+/// What is known of the server, in elapsed time: clocks are set, and this must not follow them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Server {
+    /// It is in this process, or answers.
+    Here,
+    /// It has heard this node so long ago, or later.
+    Heard(Duration),
+    /// Not since the start: it may have given the pod away long ago.
+    Unheard,
+}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fence {
     Open,
-    /// The pod stops then, unless the server answers before.
-    Until(Timestamp),
+    /// The pod stops after this, unless the server hears the node before.
+    For(Duration),
     Shut,
 }
 
-/// `lost_at`: since when the server has not answered.
-pub fn fence(pod: &Pod, contact: Contact, lost_at: Option<Timestamp>, now: Timestamp) -> Fence {
-    let asked = pod.metadata.annotations.get(ANNOTATION).is_some_and(|value| value == "true");
-    if !asked || contact.connected {
+pub fn fence(pod: &Pod, server: Server) -> Fence {
+    if !fencing::is_asked(pod) {
         return Fence::Open;
     }
-    // A server that has not been heard since the start may have given the pod away long ago.
-    let (true, Some(lost_at)) = (contact.confirmed, lost_at) else { return Fence::Shut };
-    let stop_at = after(lost_at, runs_on_s(pod));
-    if stop_at <= now { Fence::Shut } else { Fence::Until(stop_at) }
-}
-
-/// How long after the last contact the pod may begin to stop, so that it has stopped when it may be replaced.
-fn runs_on_s(pod: &Pod) -> i64 {
-    let lets_stay = |tolerated: &&crate::api::view::pod::Toleration| {
-        (tolerated.key == TAINT || tolerated.key.is_empty()) && matches!(tolerated.effect.as_str(), "" | "NoExecute")
+    let since = match server {
+        Server::Here => return Fence::Open,
+        Server::Heard(since) => since,
+        Server::Unheard => return Fence::Shut,
     };
-    let tolerated = pod.spec.tolerations.iter().filter(lets_stay);
-    let tolerated = tolerated.map(|one| one.toleration_seconds.unwrap_or(TOLERATION_LIMIT_S)).min().unwrap_or(0);
-    let grace_s = pod.spec.termination_grace_period_seconds.unwrap_or(DEFAULT_GRACE_S);
-    (NODE_GRACE_S + tolerated.clamp(0, TOLERATION_LIMIT_S) - grace_s - MARGIN_S).max(0)
+    let runs_on = Duration::from_secs(u64::try_from(fencing::runs_on_s(pod)).unwrap_or(0));
+    match runs_on.saturating_sub(since) {
+        Duration::ZERO => Fence::Shut,
+        left => Fence::For(left),
+    }
 }
 
 #[cfg(test)]
@@ -55,27 +47,22 @@ mod tests {
 
     #[test]
     fn a_fenced_pod_stops_before_it_may_be_replaced() {
-        let at = |second| Timestamp::from_second(second).expect("in range");
-        let lost = Contact { confirmed: true, connected: false };
-        let never = Contact::default();
-        let connected = Contact { confirmed: true, connected: true };
-        let tolerates = |seconds: i64| json!([{"key": TAINT, "effect": "NoExecute", "tolerationSeconds": seconds}]);
-        let cases = [
-            ("true", tolerates(300), lost, 0, Fence::Until(at(300))),
-            ("true", tolerates(300), lost, 299, Fence::Until(at(300))),
-            ("true", tolerates(300), lost, 300, Fence::Shut),
-            ("true", tolerates(10), lost, 9, Fence::Until(at(10))),
-            ("true", json!([]), lost, 0, Fence::Shut),
-            ("true", json!([{"operator": "Exists"}]), lost, 100, Fence::Until(at(300))),
-            ("true", tolerates(300), never, 0, Fence::Shut),
-            ("true", tolerates(300), connected, 999, Fence::Open),
-            ("false", tolerates(300), lost, 999, Fence::Open),
-        ];
-        for (asked, tolerations, contact, now, want) in cases {
-            let pod = json!({"metadata": {"annotations": {ANNOTATION: asked}},
+        let (seconds, heard) = (Duration::from_secs, |seconds| Server::Heard(Duration::from_secs(seconds)));
+        for (asked, server, want) in [
+            ("true", heard(0), Fence::For(seconds(300))),
+            ("true", heard(299), Fence::For(seconds(1))),
+            ("true", heard(300), Fence::Shut),
+            ("true", Server::Unheard, Fence::Shut),
+            ("true", Server::Here, Fence::Open),
+            ("false", heard(999), Fence::Open),
+            ("false", Server::Unheard, Fence::Open),
+        ] {
+            let tolerations = json!([{"key": "node.kubernetes.io/unreachable", "effect": "NoExecute",
+                "tolerationSeconds": 300}]);
+            let pod = json!({"metadata": {"annotations": {fencing::ANNOTATION: asked}},
                 "spec": {"tolerations": tolerations, "terminationGracePeriodSeconds": 30}});
             let pod: Pod = serde_json::from_value(pod).expect("a pod");
-            assert_eq!(fence(&pod, contact, Some(at(0)), at(now)), want, "{asked} {contact:?} {now}");
+            assert_eq!(fence(&pod, server), want, "{asked} {server:?}");
         }
     }
 }

@@ -32,6 +32,7 @@ mod status;
 mod volume;
 mod worker;
 
+use crate::api::fencing;
 use crate::api::quantity::Quantity;
 use crate::api::resources::Resources;
 use crate::api::view::node::Node;
@@ -43,15 +44,16 @@ use crate::client::{
     CONFIGMAPS, Client, ENDPOINTSLICES, EventRecorder, Informer, Informers, Item, NODES, ObjectRef, PODS, Replica,
     SECRETS, SERVICES,
 };
-use crate::clock::Clock;
+use crate::clock::{Clock, monotonic};
 use crate::runtime::{ContainerState, Reason, Runtime, SandboxStatus};
 use crate::supervise::Shutdown;
 use crate::telemetry::Trace;
+use crate::tunnel::Assured;
 use admission::Distress;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use dns::{ClusterDns, ResolvConf};
-use fence::Fence;
+use fence::{Fence, Server};
 use jiff::Timestamp;
 use plan::Verdict;
 use references::{Key, References};
@@ -64,6 +66,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::task::{Id, JoinSet};
+use tokio::time::Instant;
 use volume::token::{self, Tokens};
 
 /// Opens every container id in a pod's status.
@@ -78,6 +81,8 @@ const ORPHAN_GRACE: Duration = Duration::from_secs(30);
 const ORPHAN_RETRY: Duration = Duration::from_secs(10);
 const ORPHAN_RETRY_LIMIT: Duration = Duration::from_secs(300);
 const WORKER_RESTART_DELAY: Duration = Duration::from_secs(10);
+/// A tunnel opens within this when the server is there.
+const FENCE_PATIENCE: Duration = Duration::from_secs(5);
 const LIST_RETRY: Duration = Duration::from_secs(1);
 
 /// What the kubelet is told at start.
@@ -104,12 +109,12 @@ pub struct KubeletConfig {
 }
 
 /// Who renews the node's Lease.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum Heartbeat {
     /// The kubelet, through its client.
     Lease,
-    /// The server, from the life of the node's tunnel: it costs no request.
-    Tunnel,
+    /// The server, from the life of the node's tunnel: it costs no request. The node knows when it was heard.
+    Tunnel(Assured),
 }
 
 /// Pods that the node ends, on their way to the workers; more wait.
@@ -130,7 +135,7 @@ pub struct Kubelet {
     /// What the node must know without a server; `None` on the server's own board.
     replica: Option<Replica>,
     /// Since when the server has not answered.
-    lost_at: Mutex<Option<Timestamp>>,
+    lost_at: Mutex<Option<Instant>>,
     /// This node's pods as endpoints, by uid.
     endpoints: Mutex<HashMap<String, endpoints::Local>>,
     endpoints_changed: Notify,
@@ -255,9 +260,44 @@ impl Kubelet {
         Tokens::new(self.client.clone(), self.clock.clone(), self.replica.clone(), self.pods.contact())
     }
 
-    fn fence(&self, pod: &Pod, now: Timestamp) -> Fence {
-        let lost_at = *self.lost_at.lock().expect("no panic while it is locked");
-        fence::fence(pod, *self.pods.contact().borrow(), lost_at, now)
+    fn fence(&self, pod: &Pod) -> Fence {
+        fence::fence(pod, self.server())
+    }
+
+    /// A fenced pod that runs since before this process is left alone until the server can have been reached.
+    fn patience(&self, item: &Item) -> Duration {
+        let waits = self.server() == Server::Unheard && item.view().is_ok_and(|pod: Pod| fencing::is_asked(&pod));
+        if waits { FENCE_PATIENCE } else { Duration::ZERO }
+    }
+
+    /// What is known of the server, for pods that must not outlive its knowledge of them.
+    fn server(&self) -> Server {
+        if let Heartbeat::Tunnel(assured) = &self.config.heartbeat {
+            return assured.borrow().map_or(Server::Unheard, |heard| Server::Heard(heard.elapsed()));
+        }
+        let (contact, lost_at) =
+            (*self.pods.contact().borrow(), *self.lost_at.lock().expect("no panic while it is locked"));
+        match lost_at {
+            _ if contact.connected => Server::Here,
+            Some(lost_at) if contact.confirmed => Server::Heard(lost_at.elapsed()),
+            _ => Server::Unheard,
+        }
+    }
+
+    /// Waits until the server hears this node again after it may not have, for those that must not run meanwhile.
+    async fn heard_again(&self) {
+        let Heartbeat::Tunnel(assured) = &self.config.heartbeat else { return std::future::pending().await };
+        let mut assured = assured.clone();
+        let mut last = *assured.borrow_and_update();
+        while assured.changed().await.is_ok() {
+            let now = *assured.borrow_and_update();
+            let pause = now.zip(last).map(|(now, last)| now.duration_since(last));
+            if pause.is_none_or(|pause| pause.as_secs() >= fencing::LEAST_S.unsigned_abs()) {
+                return;
+            }
+            last = now;
+        }
+        std::future::pending().await
     }
 
     /// Notes a status that is to be written, or that it has been.
@@ -302,6 +342,7 @@ impl Kubelet {
         let mut contact = self.pods.contact();
         let mut changes = self.pods.subscribe();
         let mut settled = false;
+        let mut heard_again = std::pin::pin!(self.heard_again());
         let now = *contact.borrow_and_update();
         fleet.contact(now, &mut settled).await;
         loop {
@@ -311,6 +352,10 @@ impl Kubelet {
                     fleet.contact(now, &mut settled).await;
                 }
                 change = changes.next() => fleet.change(change),
+                () = &mut heard_again => {
+                    fleet.wake_all();
+                    heard_again.set(self.heard_again());
+                }
                 Some(event) = runtime_events.recv() => {
                     if runtime_events.len() + 1 < runtime_events.max_capacity() {
                         fleet.wake(&event.pod_uid);
@@ -408,7 +453,7 @@ impl Fleet {
     async fn contact(&mut self, contact: Contact, settled: &mut bool) {
         {
             let mut lost_at = self.kubelet.lost_at.lock().expect("no panic while it is locked");
-            *lost_at = if contact.connected { None } else { lost_at.or(Some(self.kubelet.clock.now())) };
+            *lost_at = if contact.connected { None } else { lost_at.or(Some(monotonic())) };
         }
         self.wake_all();
         if *settled || !contact.confirmed {
@@ -451,6 +496,7 @@ impl Fleet {
     }
 
     fn start(&mut self, uid: String, item: Item, delay: Duration) {
+        let delay = delay.max(self.kubelet.patience(&item));
         let (changes, receiver) = watch::channel(Some(item));
         let wake = Arc::new(Notify::new());
         let sandbox = self.known.remove(&uid);

@@ -419,9 +419,9 @@ fn node_info(runtime_version: &str) -> Value {
 }
 
 async fn beat(kubelet: &Kubelet) -> Result<()> {
-    match kubelet.config.heartbeat {
+    match &kubelet.config.heartbeat {
         Heartbeat::Lease => renew_lease(kubelet).await,
-        Heartbeat::Tunnel => Ok(()),
+        Heartbeat::Tunnel(_) => Ok(()),
     }
 }
 

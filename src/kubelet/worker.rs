@@ -239,7 +239,7 @@ impl Worker {
             Err(_) => return Some(None), // `take` refuses such an object
         };
         let now = self.kubelet.clock.now();
-        let fence = self.kubelet.fence(&pod, now);
+        let fence = self.kubelet.fence(&pod);
         self.memory.fenced = fence == Fence::Shut;
         let (mut next, shown) = {
             let facts = Facts { pod: &pod, sandbox: self.sandbox.as_ref(), memory: &self.memory, now };
@@ -247,7 +247,8 @@ impl Worker {
             let shown = super::status::status(&facts, &next, &self.kubelet.host.load());
             (next, shown)
         };
-        if let Fence::Until(at) = fence {
+        if let Fence::For(left) = fence {
+            let at = now.saturating_add(left).unwrap_or(Timestamp::MAX);
             next.wake_at = Some(next.wake_at.map_or(at, |earlier| earlier.min(at)));
         }
         if next.ending {

@@ -2,17 +2,14 @@
 //! the same connections, watches and replica, but its pods run in the fake runtime, and it has neither network nor
 //! proxy nor DNS.
 
+use super::joining::Joining;
 use super::{NodeLink, joined};
-use crate::client::kubeconfig::Access;
 use crate::client::uplink::State;
-use crate::client::{Client, ENDPOINTSLICES, Informers, NODES, Remote, SERVICES, enroll};
+use crate::client::{ENDPOINTSLICES, Informers, NODES, Remote, SERVICES};
 use crate::clock::Clock;
-use crate::config::{ClusterFacts, Config, Typed};
+use crate::config::{Config, Typed};
 use crate::kubelet::Kubelet;
-use crate::network::resolve::Resolver;
-use crate::pki::certificate;
 use crate::pki::join_token::JoinToken;
-use crate::pki::node_identity::{Joined, NodeIdentity};
 use crate::runtime::fake::FakeRuntime;
 use crate::supervise::Tree;
 use anyhow::Context;
@@ -47,7 +44,16 @@ impl HollowNode {
     /// Joins with a token and runs; returns once the server has given it addresses for pods.
     pub async fn join(hollow: &HollowConfig, token: &str, directory: &Path) -> anyhow::Result<Self> {
         let identity = joined::identity(directory);
-        let (joined, facts) = enrolled(hollow, token, &identity).await?;
+        let ways = joined::Ways::of_machine();
+        let joining = Joining {
+            server: hollow.server.clone(),
+            token: JoinToken::parse(token)?,
+            node_name: hollow.name.clone(),
+            reach: ways.reach.clone(),
+            clock: Clock::real(),
+        };
+        let joined = joining.enroll(&identity, &|_| {}).await?;
+        let facts = joined::facts(&identity)?.context("the server has told nothing of its cluster")?;
         let typed = Typed {
             node_name: Some(hollow.name.clone()),
             node_ip: Some(IpAddr::V4(hollow.ip)),
@@ -59,7 +65,7 @@ impl HollowNode {
         };
         let config = typed.in_cluster(facts).check()?;
         let mut tree = Tree::default();
-        let uplink = joined::connect(&config, &identity, &joined, Clock::real(), &mut tree)?;
+        let uplink = joined::connect(&config, &identity, &joined, ways, joining.clock, &mut tree)?;
         let informers = uplink.link.informers.clone();
         let runtime = start(&config, uplink.link, &mut tree).await?;
         let (remote, state) = (uplink.remote, uplink.state);
@@ -71,29 +77,6 @@ impl HollowNode {
         self.informers.end();
         self.tree.end(grace).await;
     }
-}
-
-/// From a token to a certificate and what the server says of the cluster, as `edgelet join` does it.
-async fn enrolled(
-    hollow: &HollowConfig,
-    token: &str,
-    identity: &NodeIdentity,
-) -> anyhow::Result<(Joined, ClusterFacts)> {
-    let (server, resolver, clock) = (&hollow.server, Resolver::default(), Clock::real());
-    let token = JoinToken::parse(token)?;
-    let roots = token.trusted(&enroll::from_stranger(server, "/cacerts", &resolver).await?)?;
-    let ca_pem = certificate::bundle_pem(&roots);
-    identity.store_authorities(&ca_pem)?;
-    let request = identity.request(&hollow.name)?;
-    let access =
-        Access { server: server.clone(), ca_pem: ca_pem.into_bytes(), token: token.bearer(), ..Access::default() };
-    let stranger = Client::Remote(Remote::with_clock(access, resolver.clone(), clock.clone())?);
-    identity.store_certificate(&enroll::certificate(&stranger, &hollow.name, &request).await?)?;
-    identity.store_server(server)?;
-    let joined = identity.load()?.context("what was just written is gone")?;
-    let remote = Remote::with_clock(joined::access(&joined), resolver, clock)?;
-    let facts = joined::learn_facts(&remote, identity).await?;
-    Ok((joined, facts))
 }
 
 /// As `node::start`, without what needs a machine.
@@ -108,6 +91,6 @@ async fn start(config: &Config, link: NodeLink, tree: &mut Tree) -> anyhow::Resu
         informers.all(resource);
     }
     let kubelet = Kubelet::new(kubelet_config, client, &informers, Arc::new(runtime.clone()), clock, trace);
-    super::run_kubelet(kubelet, streams, informers, tree);
+    super::run_kubelet(&kubelet, informers, streams, tree);
     Ok(runtime)
 }

@@ -3,6 +3,7 @@
 use super::time::Timekeeper;
 use super::{Heartbeat, NodeLink, renewal, time};
 use crate::client::kubeconfig::Access;
+use crate::client::reach::Reach;
 use crate::client::replica::KeySource;
 use crate::client::uplink::{self, State};
 use crate::client::{Client, Informers, Remote, Replica};
@@ -29,6 +30,20 @@ const STREAMS_LIMIT: usize = 16;
 const SETTLING: Duration = Duration::from_secs(1);
 const FACTS: &str = "cluster.json";
 
+/// The ways out of this machine.
+pub struct Ways {
+    pub reach: Arc<dyn Reach>,
+    /// Counts changes of addresses and routes.
+    pub changed: watch::Receiver<u64>,
+}
+
+impl Ways {
+    /// TCP, and what the kernel tells of its network.
+    pub fn of_machine() -> Self {
+        Self { reach: Arc::new(Resolver::default()), changed: changes::follow() }
+    }
+}
+
 /// What leads to the server.
 pub struct Uplink {
     pub link: NodeLink,
@@ -52,15 +67,17 @@ pub fn connect(
     config: &Config,
     identity: &NodeIdentity,
     joined: &Joined,
+    ways: Ways,
     clock: Clock,
     tree: &mut Tree,
 ) -> anyhow::Result<Uplink> {
-    let remote = Remote::for_node(access(joined), Resolver::default(), clock.clone()).context("use the node's keys")?;
+    let Ways { reach, changed } = ways;
+    let remote = Remote::for_node(access(joined), reach, clock.clone()).context("use the node's keys")?;
     remote.keep_alive(Idle::default().limit())?;
     let (streams, kubelet) = mpsc::channel(STREAMS_LIMIT);
     let (state, states) = watch::channel(State::default());
-    let changed = changes::follow();
-    tree.spawn("uplink", uplink::run(remote.clone(), streams, changed.clone(), state, tree.shutdown()));
+    let (assured, heard) = watch::channel(None);
+    tree.spawn("uplink", uplink::run(remote.clone(), streams, changed.clone(), state, assured, tree.shutdown()));
     let (addresses, node_ips) = watch::channel(vec![config.node_ip]);
     if !config.node_ip_is_fixed {
         tree.spawn("addresses", follow_address(joined.server.clone(), changed, addresses, tree.shutdown()));
@@ -80,7 +97,7 @@ pub fn connect(
         informers: informers(client.clone(), identity),
         client,
         streams: kubelet,
-        heartbeat: Heartbeat::Tunnel,
+        heartbeat: Heartbeat::Tunnel(heard),
         node_ips,
         trace: Arc::new(Trace::default()),
         clock,
@@ -128,7 +145,7 @@ pub fn forget_former(identity: &NodeIdentity, authorities: &[CertificateDer<'_>]
 
 /// Asks the server what all nodes must know alike, and keeps it.
 pub async fn learn_facts(remote: &Remote, identity: &NodeIdentity) -> anyhow::Result<ClusterFacts> {
-    let answer = remote.raw(reqwest::Method::GET, "/edgelet/v1/cluster", None).await?;
+    let answer = remote.raw(http::Method::GET, "/edgelet/v1/cluster", None).await?;
     let facts: ClusterFacts =
         serde_json::from_slice(&answer).context("understand what the server says of the cluster")?;
     files::write_private(&identity.directory().join(FACTS), &answer)?;

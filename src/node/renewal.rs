@@ -16,8 +16,6 @@ use tokio::sync::watch;
 /// A certificate lives a year; it is renewed this long before its end, or up to a month earlier.
 const BEFORE_END: SignedDuration = SignedDuration::from_hours(24 * 120);
 const SPREAD: Duration = Duration::from_secs(3600 * 24 * 30);
-/// Waits are cut into these, so that a clock that jumps is noticed.
-const LOOK_AGAIN: Duration = Duration::from_secs(3600);
 const RETRY_FIRST: Duration = Duration::from_secs(5);
 const RETRY_LIMIT: Duration = Duration::from_secs(3600);
 
@@ -40,46 +38,57 @@ impl Renewal {
 
     async fn keep(&mut self, mut state: watch::Receiver<State>) {
         let early = fastrand::f64();
-        let mut retry = RETRY_FIRST;
+        let (mut retry, mut doubt) = (RETRY_FIRST, Doubt::None);
         loop {
-            let wait = until_due(self.clock.now(), self.not_after, early);
-            if !wait.is_zero() {
+            let due_at = renew_at(self.not_after, early);
+            if doubt == Doubt::None && self.clock.now() < due_at {
                 tokio::select! {
-                    () = self.clock.sleep(wait.min(LOOK_AGAIN)) => continue,
-                    Ok(()) = state.changed() => {
-                        let is_away = matches!(&*state.borrow_and_update(), State::Failed(status) if status.code >= 500);
-                        if is_away || !self.is_of_former_authority().await {
-                            continue;
-                        }
-                        tracing::info!("the cluster has a new authority");
-                    }
+                    () = self.clock.sleep_until(due_at) => {}
+                    Ok(()) = state.changed() => doubt = Doubt::of(&state.borrow_and_update()),
                 }
+                continue;
             }
-            match self.renew().await {
-                Ok(()) => {
-                    tracing::info!(not_after = %self.not_after, "the node's certificate has been renewed");
-                    retry = RETRY_FIRST;
-                }
+            match self.check(doubt, due_at, &state).await {
+                Ok(()) => (retry, doubt) = (RETRY_FIRST, Doubt::None),
                 Err(error) => {
                     tracing::warn!(error = format!("{error:#}"), "cannot renew the node's certificate; retrying");
-                    // Soon when the server is back.
+                    let answers = answers(&state.borrow_and_update());
+                    // A server that answers and refuses is not asked more often for it.
                     tokio::select! {
                         () = self.clock.sleep(retry) => retry = (retry * 2).min(RETRY_LIMIT),
-                        Ok(()) = state.changed() => self.clock.sleep(RETRY_FIRST).await,
+                        () = back(&mut state), if !answers => self.clock.sleep(RETRY_FIRST).await,
                     }
                 }
             }
         }
     }
 
-    /// Whether the server's current authority, the first it sends, is not the one that signed this node's certificate.
-    async fn is_of_former_authority(&self) -> bool {
-        let Ok(sent) = self.remote.raw(reqwest::Method::GET, "/cacerts", None).await else { return false };
-        let own = certificate::bundle(&self.remote.access().client_certificate_pem).unwrap_or_default();
-        let sent = certificate::bundle(&sent).unwrap_or_default();
-        own.first().zip(sent.first()).is_some_and(|(own, current)| !certificate::is_signed_by(own, current))
+    /// Renews if the certificate is due or counts no longer.
+    async fn check(&mut self, doubt: Doubt, due_at: Timestamp, state: &watch::Receiver<State>) -> anyhow::Result<()> {
+        let wanted = self.clock.now() >= due_at || doubt == Doubt::Refused || self.is_of_former_authority().await?;
+        if !wanted {
+            return Ok(());
+        }
+        self.renew().await?;
+        tracing::info!(not_after = %self.not_after, "the node's certificate has been renewed");
+        if !matches!(&*state.borrow(), State::Connected) {
+            self.remote.reconnect()?;
+        }
+        Ok(())
     }
 
+    /// Whether the server's current authority, the first it sends, is not the one that signed this node's certificate.
+    async fn is_of_former_authority(&self) -> anyhow::Result<bool> {
+        let sent = match self.remote.raw(http::Method::GET, "/cacerts", None).await {
+            Ok(sent) => certificate::bundle(&sent)?,
+            Err(error) if error.is_not_found() => return Ok(false),
+            Err(error) => return Err(error.into()),
+        };
+        let own = certificate::bundle(&self.remote.access().client_certificate_pem)?;
+        Ok(own.first().zip(sent.first()).is_some_and(|(own, current)| !certificate::is_signed_by(own, current)))
+    }
+
+    /// Connections that are open go on with the former certificate; the next ones show the new one.
     async fn renew(&mut self) -> anyhow::Result<()> {
         let (identity, name) = (self.identity.clone(), self.node_name.clone());
         let request = tokio::task::spawn_blocking(move || identity.request(&name)).await??;
@@ -96,14 +105,12 @@ impl Renewal {
         });
         let joined = joined.await??.context("the node's files are gone")?;
         self.not_after = joined.credentials.not_after;
-        self.remote.reload(access(&joined))?;
-        // The tunnel, too, shows the new one.
-        Ok(self.remote.reconnect()?)
+        Ok(self.remote.reload(access(&joined))?)
     }
 
     /// The authorities that those known already vouch for, when they differ from what is known; PEM.
     async fn authorities(&self) -> anyhow::Result<Option<String>> {
-        let sent = match self.remote.raw(reqwest::Method::GET, "/cacerts", None).await {
+        let sent = match self.remote.raw(http::Method::GET, "/cacerts", None).await {
             Ok(sent) => sent,
             Err(error) if error.is_not_found() => return Ok(None),
             Err(error) => return Err(error.into()),
@@ -114,25 +121,72 @@ impl Renewal {
     }
 }
 
-/// How long until the certificate is due; `early` (0 to 1) spreads a fleet that joined on one day.
-fn until_due(now: Timestamp, not_after: Timestamp, early: f64) -> Duration {
-    let left = not_after.duration_since(now).saturating_sub(BEFORE_END);
-    let left = Duration::try_from(left).unwrap_or_default();
-    left.saturating_sub(SPREAD.mul_f64(early))
+/// What the connection says of the certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Doubt {
+    None,
+    /// It was made anew: its end may have come of a new authority.
+    Reconnected,
+    /// The server does not take the certificate for what it is: its clock may be another.
+    Refused,
+}
+
+impl Doubt {
+    fn of(state: &State) -> Self {
+        match state {
+            State::Connected => Self::Reconnected,
+            State::Failed(status) if matches!(status.code, 401 | 403) => Self::Refused,
+            _ => Self::None,
+        }
+    }
+}
+
+fn answers(state: &State) -> bool {
+    match state {
+        State::Connected => true,
+        State::Connecting => false,
+        State::Failed(status) => status.code < 500,
+    }
+}
+
+async fn back(state: &mut watch::Receiver<State>) {
+    // An error is an end too: whoever keeps the connection is gone.
+    let _ = state.wait_for(answers).await;
+}
+
+/// When the certificate is due; `early` (0 to 1) spreads a fleet that joined on one day.
+fn renew_at(not_after: Timestamp, early: f64) -> Timestamp {
+    let before = BEFORE_END + SignedDuration::try_from(SPREAD.mul_f64(early)).unwrap_or_default();
+    not_after.saturating_sub(before).unwrap_or(Timestamp::MIN)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::status::Status;
 
     #[test]
-    fn due_in_the_last_third_and_at_once_when_it_is_over() {
+    fn due_in_the_last_third() {
         let at = |text: &str| -> Timestamp { text.parse().unwrap() };
         let end = at("2027-11-23T00:00:00Z");
-        let days = |duration: Duration| duration.as_secs() / 86_400;
-        assert_eq!(days(until_due(at("2026-11-23T00:00:00Z"), end, 0.0)), 245);
-        assert_eq!(days(until_due(at("2026-11-23T00:00:00Z"), end, 1.0)), 215);
-        assert_eq!(until_due(at("2027-10-01T00:00:00Z"), end, 0.0), Duration::ZERO);
-        assert_eq!(until_due(at("2032-10-01T00:00:00Z"), end, 0.5), Duration::ZERO);
+        assert_eq!(renew_at(end, 0.0), at("2027-07-26T00:00:00Z"));
+        assert_eq!(renew_at(end, 1.0), at("2027-06-26T00:00:00Z"));
+        assert_eq!(renew_at(Timestamp::MIN, 1.0), Timestamp::MIN);
+    }
+
+    #[test]
+    fn what_the_connection_says() {
+        let failed = |code| State::Failed(Status::new(code, "", ""));
+        for (state, doubt, answering) in [
+            (State::Connecting, Doubt::None, false),
+            (State::Connected, Doubt::Reconnected, true),
+            (failed(403), Doubt::Refused, true),
+            (failed(401), Doubt::Refused, true),
+            (failed(404), Doubt::None, true),
+            (failed(503), Doubt::None, false),
+            (failed(504), Doubt::None, false),
+        ] {
+            assert_eq!((Doubt::of(&state), answers(&state)), (doubt, answering), "{state:?}");
+        }
     }
 }

@@ -99,11 +99,18 @@ struct Inner {
     clock: Clock,
     /// First address of the node's pods.
     network: Ipv4Addr,
+    /// Where what containers say would be.
+    logs: PathBuf,
 }
 
 impl FakeRuntime {
     /// A node whose pods get the addresses after `network`, `10.42.0.0`.
     pub fn new(clock: Clock, network: Ipv4Addr) -> Self {
+        Self::with_logs(clock, network, PathBuf::from("/nonexistent/fake"))
+    }
+
+    /// The same; containers write a line into their logs when they start, if the folder is there.
+    pub fn with_logs(clock: Clock, network: Ipv4Addr, logs: PathBuf) -> Self {
         let state = State {
             pods: BTreeMap::new(),
             volumes: BTreeMap::new(),
@@ -117,7 +124,7 @@ impl FakeRuntime {
             next_pid: 1000,
             events: None,
         };
-        Self(Arc::new(Inner { state: Mutex::new(state), clock, network }))
+        Self(Arc::new(Inner { state: Mutex::new(state), clock, network, logs }))
     }
 
     /// Pulls of this reference fail with this message until it is set to `None`.
@@ -268,10 +275,17 @@ impl FakeRuntime {
         }
         container.status.state = ContainerState::Running { pid };
         let run = container.script.run;
-        let name = container.status.name.clone();
-        *state.starts.entry((uid.clone(), name)).or_default() += 1;
+        let (name, attempt) = (container.status.name.clone(), container.status.attempt);
+        *state.starts.entry((uid.clone(), name.clone())).or_default() += 1;
         wake(&state, &uid);
+        let log = self.log_path(&state.pods[&uid].config.pod, &name, attempt);
         drop(state);
+        if self.0.logs.is_dir() {
+            let line = format!("{now} stdout F {name} started\n");
+            let written =
+                std::fs::create_dir_all(log.parent().unwrap_or(&log)).and_then(|()| std::fs::write(&log, line));
+            written.map_err(|error| RuntimeError::new(Reason::RunContainerError, error.to_string()))?;
+        }
         if let Some(run) = run {
             let (fake, id) = (self.clone(), id.to_owned());
             tokio::spawn(async move {
@@ -489,7 +503,7 @@ impl Runtime for FakeRuntime {
 
     fn log_path(&self, pod: &PodRef, container: &str, attempt: u32) -> PathBuf {
         let directory = format!("{}_{}_{}", pod.namespace, pod.name, pod.uid);
-        PathBuf::from("/nonexistent/fake").join(directory).join(container).join(format!("{attempt}.log"))
+        self.0.logs.join(directory).join(container).join(format!("{attempt}.log"))
     }
 
     fn stats<'a>(&'a self, pod_uid: &'a str) -> Verb<'a, BTreeMap<String, Stats>> {

@@ -3,6 +3,7 @@
 use super::rhythm::Rhythm;
 use super::stream::TunnelStream;
 use super::{CONNECTION_WINDOW_BYTES, HEADERS_LIMIT_BYTES, KUBELET_PATH, STREAMS_LIMIT, WINDOW_BYTES};
+use crate::clock::monotonic;
 use crate::sys::Stream;
 use bytes::Bytes;
 use h2::server::{Builder, SendResponse};
@@ -10,6 +11,7 @@ use h2::{Ping, PingPong, RecvStream};
 use http::{Request, Response, StatusCode};
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 
 /// How long the server may take for its first words and for the answer to a ping.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -28,12 +30,14 @@ pub enum End {
     Broken(#[from] h2::Error),
 }
 
-/// Serves one tunnel until it ends. `changed` tells of new addresses and routes.
+/// Serves one tunnel until it ends. `changed` tells of new addresses and routes; `assured` is told whenever the server
+/// has certainly heard this node.
 pub async fn serve(
     io: impl Stream,
     kubelet: &mpsc::Sender<Box<dyn Stream>>,
     rhythm: &mut Rhythm,
     changed: &mut watch::Receiver<u64>,
+    assured: &watch::Sender<Option<Instant>>,
 ) -> End {
     let mut builder = Builder::new();
     builder
@@ -48,7 +52,7 @@ pub async fn serve(
         Ok(Ok(connection)) => connection,
     };
     let pings = connection.ping_pong().expect("taken once");
-    let mut heart = std::pin::pin!(beat(pings, rhythm, changed));
+    let mut heart = std::pin::pin!(beat(pings, rhythm, changed, assured));
     loop {
         tokio::select! {
             request = connection.accept() => match request {
@@ -62,15 +66,25 @@ pub async fn serve(
 }
 
 /// Pings until one is not answered.
-async fn beat(mut pings: PingPong, rhythm: &mut Rhythm, changed: &mut watch::Receiver<u64>) -> End {
+async fn beat(
+    mut pings: PingPong,
+    rhythm: &mut Rhythm,
+    changed: &mut watch::Receiver<u64>,
+    assured: &watch::Sender<Option<Instant>>,
+) -> End {
     loop {
         let timeout = tokio::select! {
             () = tokio::time::sleep(rhythm.wait(fastrand::f64())) => ANSWER_TIMEOUT,
             Ok(()) = changed.changed() => CHANGED_TIMEOUT,
         };
+        let sent_at = monotonic();
         match tokio::time::timeout(timeout, pings.ping(Ping::opaque())).await {
-            Ok(Ok(_)) if timeout == ANSWER_TIMEOUT => rhythm.answered(),
-            Ok(Ok(_)) => {}
+            Ok(Ok(_)) => {
+                assured.send_replace(Some(sent_at));
+                if timeout == ANSWER_TIMEOUT {
+                    rhythm.answered();
+                }
+            }
             Ok(Err(error)) => return End::Broken(error),
             Err(_) => {
                 if timeout == ANSWER_TIMEOUT {

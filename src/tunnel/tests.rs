@@ -4,12 +4,20 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{mpsc, watch};
 
+async fn serve(
+    io: impl Stream,
+    kubelet: &mpsc::Sender<Box<dyn Stream>>,
+    changed: &mut watch::Receiver<u64>,
+) -> node::End {
+    node::serve(io, kubelet, &mut Rhythm::default(), changed, &watch::Sender::new(None)).await
+}
+
 /// A tunnel over a pipe: the server's end, and a node that echoes on every stream.
 async fn tunnel() -> (server::Tunnel, tokio::task::JoinHandle<node::End>, watch::Sender<u64>) {
     let (near, far) = tokio::io::duplex(PIPE_BYTES);
     let (sender, mut streams) = mpsc::channel::<Box<dyn Stream>>(16);
     let (changes, mut changed) = watch::channel(0);
-    let node = tokio::spawn(async move { node::serve(near, &sender, &mut Rhythm::default(), &mut changed).await });
+    let node = tokio::spawn(async move { serve(near, &sender, &mut changed).await });
     tokio::spawn(async move {
         while let Some(mut stream) = streams.recv().await {
             tokio::spawn(async move {
@@ -112,11 +120,34 @@ async fn pings_keep_an_idle_tunnel_and_a_silent_server_ends_it() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_node_is_sure_of_what_the_server_has_heard_and_of_no_more() {
+    let (near, far) = tokio::io::duplex(PIPE_BYTES);
+    let (sender, _streams) = mpsc::channel::<Box<dyn Stream>>(16);
+    let (_changes, mut changed) = watch::channel(0);
+    let assured = watch::Sender::new(None);
+    let mut sure = assured.subscribe();
+    let node = async move { node::serve(near, &sender, &mut Rhythm::default(), &mut changed, &assured).await };
+    tokio::spawn(node);
+    let tunnel = server::open(far).await.unwrap();
+    let mut heard = tunnel.heard.clone();
+    let run = tokio::spawn(tunnel.run);
+    for _ in 0..10 {
+        sure.changed().await.unwrap();
+        let (sure, heard) = (sure.borrow_and_update().unwrap(), *heard.borrow_and_update());
+        assert!(sure <= heard && heard.duration_since(sure) < Duration::from_secs(1));
+    }
+    let last = *sure.borrow();
+    run.abort();
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(*sure.borrow(), last, "a ping without an answer proves nothing");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_new_address_asks_the_server_at_once() {
     let (near, far) = tokio::io::duplex(PIPE_BYTES);
     let (sender, _streams) = mpsc::channel::<Box<dyn Stream>>(16);
     let (changes, mut changed) = watch::channel(0);
-    let node = tokio::spawn(async move { node::serve(near, &sender, &mut Rhythm::default(), &mut changed).await });
+    let node = tokio::spawn(async move { serve(near, &sender, &mut changed).await });
     let tunnel = server::open(far).await.unwrap();
     let run = tokio::spawn(tunnel.run);
     tokio::time::sleep(Duration::from_secs(1)).await;

@@ -36,13 +36,7 @@ impl World {
         let config = RegistryConfig::default();
         let registry = Arc::new(Registry::new(config, store, kinds.clone(), clock.clone(), trace.clone()));
         let client = |component| Client::Local(Local::new(registry.clone(), component));
-        let mut world = Self {
-            client: client("test"),
-            clock: clock.clone(),
-            trace: trace.clone(),
-            tree: Tree::default(),
-            cut: Cut::default(),
-        };
+        let mut world = Self::over(client("test"), clock.clone(), trace.clone());
         world.create(NAMESPACES, "", json!({"metadata": {"name": "default"}})).await;
         for node in nodes {
             world.add_node(node).await;
@@ -55,6 +49,11 @@ impl World {
         world.tree.spawn("scheduler", scheduler);
         world.tree.spawn("kubelets", kubelets(client("kubelet"), informers, clock, world.cut.clone()));
         world
+    }
+
+    /// Nothing runs yet.
+    pub fn over(client: Client, clock: Clock, trace: Arc<Trace>) -> Self {
+        Self { client, clock, trace, tree: Tree::default(), cut: Cut::default() }
     }
 
     pub async fn add_node(&self, name: &str) {

@@ -10,9 +10,9 @@ use crate::pki::node_key::NodeKey;
 use crate::pki::request::SigningRequest;
 use crate::registry::ListOptions;
 use crate::supervise::Tree;
+use http::Method;
 use jiff::SignedDuration;
 use rcgen::{CertificateParams, DnType, KeyPair};
-use reqwest::Method;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 

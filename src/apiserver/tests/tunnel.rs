@@ -50,7 +50,7 @@ async fn uplink(served: &mut super::wire::Served, node: &str) -> (watch::Receive
     let (state, states) = watch::channel(uplink::State::default());
     let changed = watch::channel(0).1;
     let shutdown = served.tree.shutdown();
-    served.tree.spawn("uplink", uplink::run(remote, sender, changed, state, shutdown));
+    served.tree.spawn("uplink", uplink::run(remote, sender, changed, state, watch::Sender::new(None), shutdown));
     (states, streams)
 }
 

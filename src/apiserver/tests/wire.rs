@@ -38,7 +38,7 @@ pub(super) async fn serve() -> Served {
 #[tokio::test]
 async fn the_remote_client_is_the_administrator_and_a_watch_ends_with_the_server() {
     let served = serve().await;
-    let version = served.remote.raw(reqwest::Method::GET, "/version", None).await.unwrap();
+    let version = served.remote.raw(http::Method::GET, "/version", None).await.unwrap();
     assert_eq!(serde_json::from_slice::<Value>(&version).unwrap()["major"], "1");
     let object = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}});
     served.remote.create(CONFIGMAPS, "g1", object).await.unwrap();
@@ -60,7 +60,7 @@ async fn strangers_are_anonymous() {
     let access = Access { server: format!("https://{}", served.address), ..Access::default() };
     let ca_pem = served.cluster.server.pki().ca_pem().into_bytes();
     let stranger = Remote::new(Access { ca_pem, ..access }, Resolver::default()).unwrap();
-    assert!(stranger.raw(reqwest::Method::GET, "/version", None).await.is_ok());
+    assert!(stranger.raw(http::Method::GET, "/version", None).await.is_ok());
     let refused = stranger.list(CONFIGMAPS, "g1", &ListOptions::default()).await.err().unwrap();
     assert_eq!(refused.code, 403);
     assert!(refused.message.contains("system:anonymous"), "{}", refused.message);
@@ -116,8 +116,8 @@ async fn serve_with_pod() -> Served {
 async fn logs_come_from_the_kubelet() {
     let served = serve_with_pod().await;
     let target = "/api/v1/namespaces/g1/pods/p/log?follow=true&tailLines=2";
-    let text = served.remote.stream(target).await.unwrap().text().await.unwrap();
-    assert_eq!(text, "one\ntwo /containerLogs/g1/p/c true\n");
+    let text = served.remote.stream(target).await.unwrap().bytes().await.unwrap();
+    assert_eq!(&text[..], b"one\ntwo /containerLogs/g1/p/c true\n");
 }
 
 type Socket = tokio_tungstenite::WebSocketStream<tokio_rustls::client::TlsStream<TcpStream>>;

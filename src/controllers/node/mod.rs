@@ -1,6 +1,7 @@
 //! Watches over nodes: silence becomes Unknown conditions and taints, taints evict pods, pods of lost nodes go.
 
 mod eviction;
+mod fenced;
 mod health;
 mod zone;
 
@@ -13,7 +14,8 @@ use crate::client::informer::{Change, Scope};
 use crate::client::{DeleteOptions, PatchType};
 use crate::client::{EventRecorder, Informer, Item, LEASES, NODES, ObjectRef, PODS};
 use crate::clock::{monotonic, rfc3339};
-use eviction::{PodFacts, Stay, stay};
+use eviction::{PodFacts, stay};
+use fenced::{Fate, fate};
 use futures_util::future::BoxFuture;
 use health::Giving;
 use jiff::Timestamp;
@@ -28,6 +30,8 @@ use zone::{Health, Pace};
 const LEASE_NAMESPACE: &str = "kube-node-lease";
 /// How long a node must be gone before its pods are.
 const QUARANTINE: Duration = Duration::from_secs(40);
+/// After a sign of life that was not seen here yet.
+const RECHECK: Duration = Duration::from_secs(1);
 /// Name of the index of pods by node.
 pub const BY_NODE: &str = "node";
 
@@ -154,7 +158,7 @@ impl Controller {
             self.doubt(&node, now).await?;
         }
         let taints = taints.as_ref().unwrap_or(&node.spec.taints);
-        let next = self.evict(name, taints, silent, tainted.unwrap_or(now), now).await?;
+        let next = self.evict(name, taints, silent.then_some(quiet), tainted.unwrap_or(now), now).await?;
         Ok([(!silent).then_some(left), wait, next].into_iter().flatten().min())
     }
 
@@ -261,40 +265,64 @@ impl Controller {
         &self,
         name: &str,
         taints: &[Taint],
-        silent: bool,
+        silence: Option<Duration>,
         since: Timestamp,
         now: Timestamp,
     ) -> Result<Option<Duration>> {
         if !taints.iter().any(|taint| taint.effect == "NoExecute") {
             return Ok(None);
         }
-        let mut next: Option<Duration> = None;
-        for pod in self.pods_on(name).iter().filter(|pod| !pod.metadata.is_deleting() && !pod.has_ended()) {
-            match stay(pod, taints, since) {
-                Stay::Forever => {}
-                Stay::Until(end) if end > now => {
-                    let left = Duration::try_from(end.duration_since(now)).unwrap_or_default();
-                    next = Some(next.map_or(left, |known| known.min(left)));
+        let mut waits = Vec::new();
+        for pod in self.pods_on(name).iter().filter(|pod| !pod.has_ended()) {
+            match fate(pod, stay(pod, taints, since), now, silence) {
+                Fate::Stays => {}
+                Fate::Waits(wait) => waits.push(wait),
+                Fate::Evicted(wait) => {
+                    self.evict_pod(pod, silence.is_some(), now).await?;
+                    waits.extend(wait);
                 }
-                Stay::Until(_) | Stay::Over => {
-                    let key = pod.metadata.key();
-                    let about = ObjectRef::new("v1", "Pod", &pod.metadata);
-                    let message = format!("Marking for deletion Pod {key}");
-                    self.recorder.event(&about, Type::Normal, "TaintManagerEviction", message);
-                    let why =
-                        disruption("DeletionByTaintManager", "Taint manager: deleting due to NoExecute taint", now);
-                    let mut status = json!({"conditions": [why]});
-                    if silent {
-                        let pod = &pod.metadata.name;
-                        status["reason"] = "NodeLost".into();
-                        status["message"] = format!("Node {name} which was running pod {pod} is unresponsive").into();
-                    }
-                    self.patch_pod_status(pod, status).await?;
-                    self.delete_pod(pod, None).await?;
-                }
+                Fate::Over if self.is_heard_again(name).await? => waits.push(RECHECK),
+                Fate::Over => self.free(pod, now).await?,
             }
         }
-        Ok(next)
+        Ok(waits.into_iter().min())
+    }
+
+    async fn evict_pod(&self, pod: &PodFacts, silent: bool, now: Timestamp) -> Result<()> {
+        let about = ObjectRef::new("v1", "Pod", &pod.metadata);
+        let message = format!("Marking for deletion Pod {}", pod.metadata.key());
+        self.recorder.event(&about, Type::Normal, "TaintManagerEviction", message);
+        let why = disruption("DeletionByTaintManager", "Taint manager: deleting due to NoExecute taint", now);
+        let mut status = json!({"conditions": [why]});
+        if silent {
+            let (pod, node) = (&pod.metadata.name, &pod.spec.node_name);
+            status["reason"] = "NodeLost".into();
+            status["message"] = format!("Node {node} which was running pod {pod} is unresponsive").into();
+        }
+        self.patch_pod_status(pod, status).await?;
+        self.delete_pod(pod, None).await
+    }
+
+    /// Whether the Lease says more than was seen of it here: what depends on silence asks again.
+    async fn is_heard_again(&self, name: &str) -> Result<bool> {
+        let lease = match self.tools.client.get(LEASES, LEASE_NAMESPACE, name).await {
+            Err(error) if error.is_not_found() => return Ok(false),
+            lease => lease?.view::<Lease>()?,
+        };
+        let renewed = lease.spec.renew_time.unwrap_or_default();
+        let seen = self.seen.lock().expect("no panic while locked");
+        Ok(seen.get(name).is_none_or(|seen| !seen.sign_of_life.starts_with(&renewed)))
+    }
+
+    /// The pod has ended on a node that cannot say so: its name is free.
+    async fn free(&self, pod: &PodFacts, now: Timestamp) -> Result<()> {
+        let about = ObjectRef::new("v1", "Pod", &pod.metadata);
+        let message = format!("Node {} is silent, and the fenced pod has ended there in time", pod.spec.node_name);
+        tracing::info!(pod = pod.metadata.key(), node = pod.spec.node_name, "a fenced pod of a silent node is over");
+        self.recorder.event(&about, Type::Normal, "Fenced", message);
+        let why = disruption("DeletionByFencing", "Node controller: the fenced pod has ended on its silent node", now);
+        self.patch_pod_status(pod, json!({"phase": "Failed", "reason": "NodeLost", "conditions": [why]})).await?;
+        self.delete_pod(pod, Some(0)).await
     }
 
     /// Pods of a node that has been gone for a while, for certain, are deleted without a node to end them.
@@ -377,12 +405,15 @@ fn lost_nodes_after(change: &Change, nodes: &Informer) -> Vec<String> {
     lost.filter(|node| health::is_lost(node, false)).map(|node| node.metadata.key()).collect()
 }
 
-/// The node of a pod that was placed, or whose tolerations changed; other changes of pods mean nothing here.
+/// The node of a pod that was placed or is to go, or whose tolerations changed; other changes of pods mean nothing here.
 fn node_of_placed(change: &Change) -> Vec<String> {
-    let spec = |item: &Option<Item>| item.as_ref()?.view::<PodFacts>().ok().map(|pod| pod.spec);
-    match spec(&change.new) {
-        Some(new) if !new.node_name.is_empty() && spec(&change.old).as_ref() != Some(&new) => {
-            vec![format!("/{}", new.node_name)]
+    let facts = |item: &Option<Item>| {
+        let pod = item.as_ref()?.view::<PodFacts>().ok()?;
+        Some((pod.metadata.is_deleting(), pod.spec))
+    };
+    match facts(&change.new) {
+        Some(new) if !new.1.node_name.is_empty() && facts(&change.old).as_ref() != Some(&new) => {
+            vec![format!("/{}", new.1.node_name)]
         }
         _ => Vec::new(),
     }

@@ -18,6 +18,7 @@ use tokio::sync::watch;
 const DEFAULT_LIFE_S: i64 = 3600;
 /// A token is renewed after this share of its life, and at the latest after a day.
 const RENEW_PERCENT: i64 = 80;
+const LEAST_S: i64 = 60;
 const RENEW_LIMIT_S: i64 = 24 * 3600;
 /// While the server is away; its return renews them at once.
 const AWAY_RETRY_S: i64 = 600;
@@ -56,14 +57,20 @@ impl Issued {
 
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
+struct TokenSpec {
+    expiration_seconds: Option<i64>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
 struct TokenStatus {
     token: String,
-    expiration_timestamp: String,
 }
 
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct TokenRequest {
+    spec: TokenSpec,
     status: TokenStatus,
 }
 
@@ -142,9 +149,9 @@ impl Tokens {
         let asked_at = self.clock.now();
         let answer = self.client.create_subresource(SERVICEACCOUNTS, &meta.namespace, account, "token", body).await;
         let answer = answer.and_then(|item| item.view::<TokenRequest>());
-        let status = answer.map_err(|error| format!("failed to fetch token: {error}"))?.status;
-        let ends_at = status.expiration_timestamp.parse().unwrap_or_else(|_| after(asked_at, life_s));
-        Ok(Issued { token: status.token, issued_at: asked_at, renew_at: renew_at(asked_at, ends_at), not_before: None })
+        let TokenRequest { spec, status } = answer.map_err(|error| format!("failed to fetch token: {error}"))?;
+        let renew_at = renew_at(asked_at, spec.expiration_seconds.unwrap_or(life_s));
+        Ok(Issued { token: status.token, issued_at: asked_at, renew_at, not_before: None })
     }
 }
 
@@ -153,9 +160,9 @@ fn note(pod: &Pod, (audience, life_s): &(String, i64)) -> String {
     format!("{}/{life_s}/{audience}", pod.metadata.uid)
 }
 
-fn renew_at(from: Timestamp, ends_at: Timestamp) -> Timestamp {
-    let life_s = ends_at.duration_since(from).as_secs().max(1);
-    after(from, (life_s * RENEW_PERCENT / 100).min(RENEW_LIMIT_S))
+/// By how long it lives, not by the date of its end: that is the server's clock's, and this one may be another.
+fn renew_at(from: Timestamp, life_s: i64) -> Timestamp {
+    after(from, (life_s * RENEW_PERCENT / 100).clamp(LEAST_S, RENEW_LIMIT_S))
 }
 
 #[cfg(test)]
@@ -165,8 +172,8 @@ mod tests {
     #[test]
     fn tokens_are_renewed_in_time() {
         let at = |second| Timestamp::from_second(second).expect("in range");
-        assert_eq!(renew_at(at(0), at(3600)), at(2880));
-        assert_eq!(renew_at(at(0), at(365 * 86400)), at(86400));
-        assert_eq!(renew_at(at(10), at(0)), at(10));
+        assert_eq!(renew_at(at(0), 3600), at(2880));
+        assert_eq!(renew_at(at(0), 365 * 86400), at(86400));
+        assert_eq!(renew_at(at(10), 0), at(70), "never at once again");
     }
 }
