@@ -193,11 +193,12 @@ impl Proxy {
     /// Off the runtime thread: with a thousand Services the transaction takes a tenth of a second.
     async fn program_everything(&self) -> crate::network::Result<()> {
         let (programmer, network, elements) = (self.programmer.clone(), self.network.clone(), self.state.everything());
+        let affinities = self.state.affinities().clone();
         let work = move || {
             if !programmer.is_intact().unwrap_or(false) {
                 network.program()?;
             }
-            Ok(programmer.replace(&elements)?)
+            Ok(programmer.replace(&elements, &affinities)?)
         };
         tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| {
             let source = std::io::Error::other(error);

@@ -1,8 +1,9 @@
 //! The Services' table: its chains, sets and rules. Their elements are all that changes afterwards.
 
+use super::rules::Reach;
 use super::state::{
-    Elements, FEW, FEW_SLOTS, HUGE, HUGE_SLOTS, MANY, MANY_SLOTS, MASQUERADE, NO_ENDPOINTS, Plan, RESTRICTED, SOURCES,
-    STICKY, STICKY_HUGE,
+    AFFINITY, ALIVE, Elements, FEW, FEW_SLOTS, HUGE, HUGE_SLOTS, MANY, MANY_SLOTS, MASQUERADE, NO_ENDPOINTS, Plan,
+    REMEMBERED, RESTRICTED, SOURCES, STICKY, STICKY_HUGE, affinity_chain,
 };
 use crate::network::nftables::expression::{
     Expression, R0, Verdict, destination_in, destination_is_local, destination_is_not, is_marked, is_new_connection,
@@ -12,6 +13,7 @@ use crate::network::nftables::{Batch, BatchError, Hook, REFUSE_CHAIN, SetType, V
 use crate::network::plan::Layout;
 use crate::network::tables::{PRIORITY_DESTINATION_NAT, PRIORITY_FILTER, PRIORITY_SOURCE_NAT};
 use crate::network::{Network, SERVICES_SUFFIX};
+use std::collections::BTreeSet;
 
 /// The packet's source is to be hidden; the bit kube-proxy uses, so that others' exceptions for it hold.
 const MASQUERADE_MARK: u32 = 0x4000;
@@ -28,8 +30,11 @@ const REACH: u32 = R0;
 const ADDRESS: u32 = R0 + 1;
 const SLOT: u32 = R0 + 4;
 const BACKEND: u32 = R0 + 5;
-/// A register the key does not need.
-const CLIENT: u32 = R0 + 8;
+/// Of sticky fronts: the key once more, which ends with the backend the client has.
+const SECOND_REACH: u32 = R0 + 10;
+const REMEMBERED_BACKEND: u32 = R0 + 14;
+/// Clients of sticky fronts that are remembered at a time; others get a backend at random.
+const CLIENTS_LIMIT: u32 = 65_536;
 
 /// The kernel's side of the proxy. Cheap to clone.
 #[derive(Clone)]
@@ -44,10 +49,11 @@ impl Programmer {
         Self { network, table }
     }
 
-    /// Replaces the table by all that `state` has, in one transaction.
-    pub fn replace(&self, elements: &Elements) -> Result<(), BatchError> {
+    /// Replaces the table by all that `state` has, in one transaction. Which client had which backend is forgotten.
+    pub fn replace(&self, elements: &Elements, affinities: &BTreeSet<u32>) -> Result<(), BatchError> {
         self.network.tables().replace(&self.table, |batch| {
             skeleton(batch, &self.table, self.network.layout());
+            affinities.iter().for_each(|timeout_s| affinity(batch, &self.table, *timeout_s));
             for (set, elements) in elements {
                 batch.add_elements(&self.table, set, elements);
             }
@@ -59,6 +65,7 @@ impl Programmer {
         for (set, elements) in &plan.remove {
             batch.delete_elements(&self.table, set, elements);
         }
+        plan.affinities.iter().for_each(|timeout_s| affinity(&mut batch, &self.table, *timeout_s));
         for (set, elements) in &plan.add {
             batch.add_elements(&self.table, set, elements);
         }
@@ -98,6 +105,13 @@ fn sets(batch: &mut Batch, table: &str, layout: &Layout) {
         let value = ValueType::Fields(vec![kind::ADDRESS, kind::PORT]);
         batch.set(table, &SetType { name, key: slot.clone(), value });
     }
+    let reached = [&[kind::MARK][..], &front].concat();
+    batch.set(table, &SetType { name: AFFINITY, key: reached.clone(), value: ValueType::Verdict });
+    let backend = [&reached[..], &[kind::ADDRESS, kind::PORT]].concat();
+    batch.set(table, &SetType { name: ALIVE, key: backend, value: ValueType::None });
+    let client = [&reached[..], &[kind::ADDRESS]].concat();
+    let value = ValueType::Fields(vec![kind::ADDRESS, kind::PORT]);
+    batch.remembering_map(table, &SetType { name: REMEMBERED, key: client, value }, CLIENTS_LIMIT);
     batch.set(table, &SetType { name: MASQUERADE, key: front.to_vec(), value: ValueType::None });
     batch.set(table, &SetType { name: RESTRICTED, key: front.to_vec(), value: ValueType::None });
     let source = [&front[..], &[kind::MARK, kind::ADDRESS]].concat();
@@ -127,20 +141,46 @@ fn translation(batch: &mut Batch, table: &str, layout: &Layout) {
         batch.rule(table, chain, &[&jump(INSIDE)]);
         batch.rule(table, chain, &[&jump(ANYONE)]);
     }
-    for (chain, reach) in [(INSIDE, super::rules::Reach::Inside), (ANYONE, super::rules::Reach::Anyone)] {
-        let reach = [Expression::Value { to: REACH, value: (reach as u32).to_ne_bytes().to_vec() }];
+    for (chain, reach) in [(INSIDE, Reach::Inside), (ANYONE, Reach::Anyone)] {
+        let reach = [load_reach(REACH, reach)];
         let local = destination_is_local();
-        let maps = [
-            (STICKY, by_client(MANY_SLOTS)),
-            (FEW, at_random(FEW_SLOTS)),
-            (MANY, at_random(MANY_SLOTS)),
-            (HUGE, at_random(HUGE_SLOTS)),
-            (STICKY_HUGE, by_client(HUGE_SLOTS)),
-        ];
+        let sticky = [Expression::VerdictMap { set: AFFINITY, from: REACH }];
+        batch.rule(table, chain, &[&reach, &load_front(), &sticky]);
+        batch.rule(table, chain, &[&local, &reach, &load_local_front(), &sticky]);
+        let maps = [(FEW, at_random(FEW_SLOTS)), (MANY, at_random(MANY_SLOTS)), (HUGE, at_random(HUGE_SLOTS))];
         for (map, choose) in maps {
             let go = lead(map);
             batch.rule(table, chain, &[&reach, &load_front(), &choose, &go]);
             batch.rule(table, chain, &[&local, &reach, &load_local_front(), &choose, &go]);
+        }
+    }
+}
+
+/// The chains of sticky fronts whose clients are remembered so long: a client gets the backend it had if that lives,
+/// else one at random, and keeps it as long as it comes back in time.
+fn affinity(batch: &mut Batch, table: &str, timeout_s: u32) {
+    for reach in [Reach::Inside, Reach::Anyone] {
+        for on_node in [false, true] {
+            let chain = affinity_chain(timeout_s, reach, on_node);
+            batch.chain(table, &chain);
+            let front = |to| if on_node { load_local_front_to(to) } else { load_front_to(to) };
+            let known = [load_reach(REACH, reach), load_source(SLOT)];
+            let same = [Expression::Map { set: REMEMBERED, from: REACH, to: REMEMBERED_BACKEND }];
+            let alive = [Expression::InSet { set: ALIVE, from: SECOND_REACH }];
+            let remember = Expression::Remember { set: REMEMBERED, key: REACH, data: REMEMBERED_BACKEND, timeout_s };
+            let go = Expression::Dnat { address: REMEMBERED_BACKEND, port: REMEMBERED_BACKEND + 1 };
+            let go = [remember, go];
+            let second = [load_reach(SECOND_REACH, reach)];
+            let (first, again) = (front(ADDRESS), front(SECOND_REACH + 1));
+            batch.rule(table, &chain, &[&known, &first, &same, &second, &again, &alive, &go]);
+            for (map, slots) in [(STICKY, MANY_SLOTS), (STICKY_HUGE, HUGE_SLOTS)] {
+                let slot = at_random(slots);
+                let lookup = [Expression::Map { set: map, from: REACH, to: REMEMBERED_BACKEND }];
+                // What is remembered of a backend that is gone would else live on.
+                let client =
+                    [load_source(SLOT), Expression::Forget { set: REMEMBERED, key: REACH, data: REMEMBERED_BACKEND }];
+                batch.rule(table, &chain, &[&known, &first, &slot, &lookup, &client, &go]);
+            }
         }
     }
 }
@@ -182,23 +222,30 @@ fn hiding(batch: &mut Batch, table: &str) {
     batch.rule(table, "postrouting", &[&pair, &[Expression::Masquerade]]);
 }
 
+fn load_reach(to: u32, reach: Reach) -> Expression {
+    Expression::Value { to, value: (reach as u32).to_ne_bytes().to_vec() }
+}
+
 fn load_front() -> Vec<Expression> {
-    vec![load_destination(ADDRESS), load_protocol(ADDRESS + 1), load_destination_port(ADDRESS + 2)]
+    load_front_to(ADDRESS)
+}
+
+fn load_front_to(to: u32) -> Vec<Expression> {
+    vec![load_destination(to), load_protocol(to + 1), load_destination_port(to + 2)]
 }
 
 /// The front of whatever own address the packet was sent to.
 fn load_local_front() -> Vec<Expression> {
-    let any = Expression::Value { to: ADDRESS, value: vec![0; 4] };
-    vec![any, load_protocol(ADDRESS + 1), load_destination_port(ADDRESS + 2)]
+    load_local_front_to(ADDRESS)
+}
+
+fn load_local_front_to(to: u32) -> Vec<Expression> {
+    let any = Expression::Value { to, value: vec![0; 4] };
+    vec![any, load_protocol(to + 1), load_destination_port(to + 2)]
 }
 
 fn at_random(slots: u32) -> Vec<Expression> {
     vec![Expression::Random { to: SLOT, modulus: slots }]
-}
-
-/// The same client, the same slot; nothing is remembered, so nothing expires and restarts lose nothing.
-fn by_client(slots: u32) -> Vec<Expression> {
-    vec![load_source(CLIENT), Expression::Hash { from: CLIENT, length: 4, to: SLOT, modulus: slots }]
 }
 
 fn lead(map: &'static str) -> Vec<Expression> {

@@ -12,6 +12,8 @@ const PROTOCOL_UDP: u8 = 17;
 const PROTOCOL_SCTP: u8 = 132;
 /// Services with this label are another proxy's.
 const OTHER_PROXY_LABEL: &str = "service.kubernetes.io/service-proxy-name";
+/// As upstream has it: three hours.
+const STICKY_DEFAULT_S: u32 = 10_800;
 pub const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 
 /// Where a connection comes from, as far as it matters to a front.
@@ -52,8 +54,8 @@ pub enum Target {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
     pub target: Target,
-    /// The same client reaches the same backend.
-    pub sticky: bool,
+    /// The same client reaches the same backend until it has been away for so many seconds.
+    pub sticky_s: Option<u32>,
     /// Only clients of these networks may use the front; empty = all.
     pub sources: Vec<Cidr>,
     /// Clients from outside the cluster are hidden behind the node, so that answers come back through it.
@@ -205,8 +207,10 @@ impl PortFronts<'_> {
             (true, true) => Target::Refuse,
             (true, false) => Target::Drop,
         };
-        let sticky = self.service.spec.session_affinity == "ClientIP";
-        Entry { target, sticky, sources: Vec::new(), masquerade }
+        let spec = &self.service.spec;
+        let asked = spec.session_affinity_config.as_ref().and_then(|config| config.client_ip.as_ref()?.timeout_seconds);
+        let sticky_s = (spec.session_affinity == "ClientIP").then(|| asked.unwrap_or(STICKY_DEFAULT_S));
+        Entry { target, sticky_s, sources: Vec::new(), masquerade }
     }
 }
 
@@ -330,7 +334,7 @@ pub fn host_port_fronts(pod: &Pod) -> Fronts {
         let Ok(ip) = ip else { continue };
         let front = Front { reach: Reach::Anyone, ip, protocol, port: host_port };
         let target = Target::Backends(vec![SocketAddrV4::new(pod_ip, port.container_port)]);
-        fronts.insert(front, Entry { target, sticky: false, sources: Vec::new(), masquerade: false });
+        fronts.insert(front, Entry { target, sticky_s: None, sources: Vec::new(), masquerade: false });
     }
     fronts
 }
@@ -376,7 +380,7 @@ mod tests {
         let flags = |entry: &Entry| {
             format!(
                 "{}{}",
-                if entry.sticky { " sticky" } else { "" },
+                if entry.sticky_s.is_some() { " sticky" } else { "" },
                 if entry.masquerade { " masquerade" } else { "" }
             )
         };

@@ -29,6 +29,13 @@ pub const NO_ENDPOINTS: &str = "no-endpoints";
 pub const RESTRICTED: &str = "restricted";
 pub const SOURCES: &str = "sources";
 
+/// Sticky fronts, and the chains that know how long their clients are remembered.
+pub const AFFINITY: &str = "affinity";
+/// Which backend a client has.
+pub const REMEMBERED: &str = "remembered";
+/// The backends that a sticky front has still.
+pub const ALIVE: &str = "alive";
+
 /// Elements by set.
 pub type Elements = BTreeMap<&'static str, Vec<Element>>;
 
@@ -39,6 +46,8 @@ pub struct Plan {
     pub add: Elements,
     /// UDP fronts that changed and the backends they may use now: flows to others are to be forgotten.
     pub udp: BTreeMap<(Ipv4Addr, u16), BTreeSet<SocketAddrV4>>,
+    /// How long, in seconds, clients of sticky fronts are remembered, as far as there was no chain for it before.
+    pub affinities: BTreeSet<u32>,
     /// Pods whose endpoints are reachable for the first time.
     pub reachable: Vec<String>,
 }
@@ -68,6 +77,8 @@ pub struct State {
     dirty: BTreeSet<String>,
     /// Owners that want a front which another has.
     waiting: BTreeSet<String>,
+    /// Every timeout of sticky fronts there has been.
+    affinities: BTreeSet<u32>,
 }
 
 impl State {
@@ -80,6 +91,7 @@ impl State {
             owned: HashMap::new(),
             dirty: BTreeSet::new(),
             waiting: BTreeSet::new(),
+            affinities: BTreeSet::new(),
         }
     }
 
@@ -118,6 +130,11 @@ impl State {
             self.host_ports.insert(pod_key.to_owned(), fronts);
         }
         self.dirty.insert(format!("pod {pod_key}"));
+    }
+
+    /// Timeouts that need chains.
+    pub fn affinities(&self) -> &BTreeSet<u32> {
+        &self.affinities
     }
 
     /// What to change now. It counts as programmed: after a failure, program `everything`.
@@ -197,6 +214,11 @@ impl State {
             self.programmed.extend(old.map(|programmed| (front, programmed)));
             return;
         }
+        if let Some(timeout_s) = entry.as_ref().and_then(|entry| entry.sticky_s)
+            && self.affinities.insert(timeout_s)
+        {
+            plan.affinities.insert(timeout_s);
+        }
         let new = entry.map(|entry| {
             let previous = old.as_ref().map(|programmed| programmed.slots.as_slice()).unwrap_or_default();
             let slots = match &entry.target {
@@ -233,7 +255,7 @@ impl State {
 /// The map a front with backends is in, and its number of slots.
 fn map_of(entry: &Entry) -> (&'static str, u32) {
     let backends = if let Target::Backends(backends) = &entry.target { backends.len() } else { 0 };
-    match (entry.sticky, backends) {
+    match (entry.sticky_s.is_some(), backends) {
         (true, 0..=MANY_BACKENDS) => (STICKY, MANY_SLOTS),
         (true, _) => (STICKY_HUGE, HUGE_SLOTS),
         (false, 0..=FEW_BACKENDS) => (FEW, FEW_SLOTS),
@@ -250,6 +272,12 @@ fn elements_of(front: &Front, programmed: Option<&Programmed>) -> Keyed {
     let (map, _) = map_of(entry);
     for (slot, backend) in (0u32..).zip(slots) {
         elements.insert((map, slot_key(front, slot)), Value::Bytes(backend_value(backend)));
+    }
+    if let (Some(timeout_s), Target::Backends(backends)) = (entry.sticky_s, &entry.target) {
+        let chain = affinity_chain(timeout_s, front.reach, front.ip.is_unspecified());
+        elements.insert((AFFINITY, reach_key(front)), Value::Goto(chain));
+        let alive = |backend| [reach_key(front), backend_value(backend)].concat();
+        elements.extend(backends.iter().map(|backend| ((ALIVE, alive(backend)), Value::None)));
     }
     if !entry.sources.is_empty() {
         elements.insert((RESTRICTED, front_key(front)), Value::None);
@@ -292,8 +320,18 @@ fn front_key(front: &Front) -> Vec<u8> {
     [&front.ip.octets()[..], &[front.protocol, 0, 0, 0], &port, &[0, 0]].concat()
 }
 
+fn reach_key(front: &Front) -> Vec<u8> {
+    [&(front.reach as u32).to_ne_bytes()[..], &front_key(front)].concat()
+}
+
 fn slot_key(front: &Front, slot: u32) -> Vec<u8> {
-    [&(front.reach as u32).to_ne_bytes()[..], &front_key(front), &slot.to_ne_bytes()].concat()
+    [&reach_key(front)[..], &slot.to_ne_bytes()].concat()
+}
+
+/// The chain for sticky fronts of a kind: `on_node` for those at whatever address of the node.
+pub fn affinity_chain(timeout_s: u32, reach: super::rules::Reach, on_node: bool) -> String {
+    let inside = if reach == super::rules::Reach::Inside { "-inside" } else { "" };
+    format!("affinity-{timeout_s}{inside}{}", if on_node { "-node" } else { "" })
 }
 
 /// The prefix length goes before the address: rules ask for one length after the other.

@@ -36,7 +36,7 @@ struct Services {
 impl Services {
     fn new(network: &Network) -> Self {
         let services = Self { state: State::new(network.layout().dns), programmer: Programmer::new(network.clone()) };
-        services.programmer.replace(&services.state.everything()).unwrap();
+        services.programmer.replace(&services.state.everything(), services.state.affinities()).unwrap();
         services
     }
 
@@ -175,6 +175,53 @@ fn services_lead_to_pods_from_everywhere() {
 }
 
 #[test]
+fn a_client_keeps_its_backend_until_it_has_been_away_too_long() {
+    on_a_node(|node| async move {
+        let network = node.network().await;
+        let pods = ["a", "b", "c", "d", "e", "f", "g", "h"];
+        let mut backends = Vec::new();
+        for name in pods {
+            let pod = network.attach(name, None).await.unwrap();
+            serve(&pod.netns, 8080, name).await;
+            backends.push(pod);
+        }
+        let client = network.attach("client", None).await.unwrap();
+        let mut services = Services::new(&network);
+        let spec = json!({"clusterIP": "10.43.0.52", "nodePort": 30082, "sessionAffinity": "ClientIP",
+            "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 2}}});
+        let all: Vec<(&Attachment, &str)> = backends.iter().map(|pod| (pod, "here")).collect();
+        services.set("sticky", spec.clone(), "TCP", &all);
+        let answer = async |to: &str| ask(Some(&client), to.parse().unwrap()).await.unwrap();
+        // The time runs from the last connection, not from the first.
+        let first = answer("10.43.0.52:80").await;
+        for _ in 0..10 {
+            tokio::time::sleep(Duration::from_millis(400)).await;
+            assert_eq!(answer("10.43.0.52:80").await, first, "it comes back in time");
+        }
+        assert_eq!(askers(Some(&client), "10.42.7.1:30082").await.len(), 1, "by the node port too");
+        let mut seen = BTreeSet::new();
+        for _ in 0..8 {
+            seen.insert(answer("10.43.0.52:80").await);
+            tokio::time::sleep(Duration::from_millis(2500)).await;
+        }
+        assert!(seen.len() > 1, "after a while one of eight at random, eight times: {seen:?}");
+
+        // Its backend goes: another one, and that is kept; others stay where they are.
+        let had = answer("10.43.0.52:80").await;
+        let left: Vec<_> =
+            pods.iter().zip(&all).filter(|(name, _)| !had.starts_with(*name)).map(|(_, one)| *one).collect();
+        assert_eq!(left.len(), 7);
+        services.set("sticky", spec.clone(), "TCP", &left);
+        let next = answer("10.43.0.52:80").await;
+        assert_ne!(next, had);
+        services.set("sticky", spec, "TCP", &all);
+        for _ in 0..10 {
+            assert_eq!(answer("10.43.0.52:80").await, next, "it is kept when the old one comes back");
+        }
+    });
+}
+
+#[test]
 fn rules_outlive_the_process_and_a_flush() {
     on_a_node(|node| async move {
         let network = node.network().await;
@@ -219,7 +266,7 @@ fn rules_outlive_the_process_and_a_flush() {
         tokio::time::timeout(PATIENCE, network.tables().changed_by_others(&mut events)).await.unwrap().unwrap();
         assert!(!services.programmer.is_intact().unwrap());
         network.program().unwrap();
-        services.programmer.replace(&services.state.everything()).unwrap();
+        services.programmer.replace(&services.state.everything(), services.state.affinities()).unwrap();
         assert!(ask(Some(&client), web).await.is_ok(), "back again");
         network.teardown().await.unwrap();
         // The next run takes a plain table over and owns it.

@@ -39,7 +39,10 @@ views! {
         node_port: u16,
         app_protocol: Option<String>,
     }
-    SessionAffinityConfig { client_ip: Option<ClientIpConfig>, }
+    SessionAffinityConfig {
+        #[serde(rename = "clientIP")]
+        client_ip: Option<ClientIpConfig>,
+    }
     ClientIpConfig { timeout_seconds: Option<u32>, }
     ServiceStatus { load_balancer: LoadBalancerStatus, }
     LoadBalancerStatus { ingress: Vec<LoadBalancerIngress>, }

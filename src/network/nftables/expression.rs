@@ -31,6 +31,8 @@ const REJECT_ICMP: u32 = 0;
 const ICMP_PORT_UNREACHABLE: u8 = 3;
 const HASH_JENKINS: u32 = 0;
 const NUMGEN_RANDOM: u32 = 1;
+const DYNSET_UPDATE: u32 = 1;
+const DYNSET_DELETE: u32 = 2;
 const RT_TCP_MSS: u32 = 3;
 const TO_NETWORK_ORDER: u32 = 1;
 const EXTHDR_TCP_OPTION: u32 = 1;
@@ -50,24 +52,34 @@ pub enum Verdict {
     Return,
 }
 
+const GOTO: i32 = -4;
+
 impl Verdict {
     pub(super) fn write(&self, kind: u16, writer: &mut Writer) {
-        let (code, chain) = match self {
-            Self::Drop => (0, None),
-            Self::Accept => (1, None),
-            Self::Jump(chain) => (-3i32, Some(chain)),
-            Self::Goto(chain) => (-4, Some(chain)),
-            Self::Return => (-5, None),
-        };
-        writer.nest(kind, |data| {
-            data.nest(2, |verdict| {
-                verdict.bytes(1, &code.to_be_bytes());
-                if let Some(chain) = chain {
-                    verdict.text(2, chain);
-                }
-            });
-        });
+        match self {
+            Self::Drop => write_verdict(kind, writer, 0, None),
+            Self::Accept => write_verdict(kind, writer, 1, None),
+            Self::Jump(chain) => write_verdict(kind, writer, -3, Some(chain)),
+            Self::Goto(chain) => write_goto(kind, writer, chain),
+            Self::Return => write_verdict(kind, writer, -5, None),
+        }
     }
+}
+
+/// To a chain whose name is made while the program runs.
+pub(super) fn write_goto(kind: u16, writer: &mut Writer, chain: &str) {
+    write_verdict(kind, writer, GOTO, Some(chain));
+}
+
+fn write_verdict(kind: u16, writer: &mut Writer, code: i32, chain: Option<&str>) {
+    writer.nest(kind, |data| {
+        data.nest(2, |verdict| {
+            verdict.bytes(1, &code.to_be_bytes());
+            if let Some(chain) = chain {
+                verdict.text(2, chain);
+            }
+        });
+    });
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -136,6 +148,19 @@ pub enum Expression {
         set: &'static str,
         from: u32,
     },
+    /// Writes what the registers say into a set of `Lifetime::Remembered`, or lets an element live on.
+    Remember {
+        set: &'static str,
+        key: u32,
+        data: u32,
+        timeout_s: u32,
+    },
+    /// The kernel wants to know registers of the data too.
+    Forget {
+        set: &'static str,
+        key: u32,
+        data: u32,
+    },
     Value {
         to: u32,
         value: Vec<u8>,
@@ -173,6 +198,7 @@ impl Expression {
             Self::NetworkOrder { .. } => "byteorder",
             Self::SetSegmentSize { .. } => "exthdr",
             Self::InSet { .. } | Self::NotInSet { .. } | Self::Map { .. } | Self::VerdictMap { .. } => "lookup",
+            Self::Remember { .. } | Self::Forget { .. } => "dynset",
             Self::Value { .. } | Self::Verdict(_) => "immediate",
             Self::Random { .. } => "numgen",
             Self::Hash { .. } => "hash",
@@ -238,6 +264,13 @@ impl Expression {
             }
             Self::VerdictMap { set, from } => {
                 data.text(1, set).number(2, *from).number(3, VERDICT_REGISTER);
+            }
+            Self::Remember { set, key, data: value, timeout_s } => {
+                data.text(1, set).number(3, DYNSET_UPDATE).number(4, *key).number(5, *value);
+                data.bytes(6, &(u64::from(*timeout_s) * 1000).to_be_bytes());
+            }
+            Self::Forget { set, key, data: value } => {
+                data.text(1, set).number(3, DYNSET_DELETE).number(4, *key).number(5, *value);
             }
             Self::Value { to, value } => {
                 data.number(1, *to).nest(2, |inner| {

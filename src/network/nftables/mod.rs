@@ -43,6 +43,9 @@ pub enum Family {
 }
 
 const SET_IS_MAP: u32 = 8;
+const SET_HAS_TIMEOUTS: u32 = 0x10;
+/// Packets add elements.
+const SET_IS_DYNAMIC: u32 = 0x20;
 const VERDICT_TYPE: u32 = 0xffff_ff00;
 /// One attribute holds at most 64 KiB.
 const ELEMENTS_PER_MESSAGE: usize = 400;
@@ -99,6 +102,8 @@ pub enum Value {
     None,
     Refuse,
     Drop,
+    /// To this chain.
+    Goto(String),
     Bytes(Vec<u8>),
 }
 
@@ -194,12 +199,16 @@ impl Batch {
     }
 
     pub fn set(&mut self, table: &str, set: &SetType) -> &mut Self {
+        self.set_of(table, set, 0, None)
+    }
+
+    fn set_of(&mut self, table: &str, set: &SetType, flags: u32, limit: Option<u32>) -> &mut Self {
         self.sets += 1;
         let id = self.sets;
         let length = |fields: &[u32]| fields.iter().map(|field| kind::width(*field)).sum();
         self.add(NEW_SET, CREATE, format!("add set {}", set.name), |message| {
             let is_map = set.value != ValueType::None;
-            message.text(1, table).text(2, set.name).number(3, if is_map { SET_IS_MAP } else { 0 });
+            message.text(1, table).text(2, set.name).number(3, flags | if is_map { SET_IS_MAP } else { 0 });
             message.number(4, kind::concatenation(&set.key)).number(5, length(&set.key));
             match &set.value {
                 ValueType::None => {}
@@ -210,12 +219,22 @@ impl Batch {
                     message.number(6, kind::concatenation(fields)).number(7, length(fields));
                 }
             }
+            if let Some(limit) = limit {
+                message.nest(9, |description| {
+                    description.number(1, limit);
+                });
+            }
             message.number(10, id);
         })
     }
 
     pub fn add_elements(&mut self, table: &str, set: &str, elements: &[Element]) -> &mut Self {
         self.elements(NEW_ELEMENT, CREATE, table, set, elements)
+    }
+
+    /// A map whose elements packets write, and which forgets them again; at most `limit` of them.
+    pub fn remembering_map(&mut self, table: &str, set: &SetType, limit: u32) -> &mut Self {
+        self.set_of(table, set, SET_HAS_TIMEOUTS | SET_IS_DYNAMIC, Some(limit))
     }
 
     /// Values do not matter.
@@ -269,6 +288,7 @@ fn write_element(element: &mut Writer, key: &[u8], value: Option<&Value>) {
         None | Some(Value::None) => {}
         Some(Value::Refuse) => Verdict::Goto(REFUSE_CHAIN).write(2, element),
         Some(Value::Drop) => Verdict::Drop.write(2, element),
+        Some(Value::Goto(chain)) => expression::write_goto(2, element, chain),
         Some(Value::Bytes(bytes)) => {
             element.nest(2, |inner| {
                 inner.bytes(1, bytes);
