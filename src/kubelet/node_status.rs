@@ -217,6 +217,7 @@ async fn keep(kubelet: Arc<Kubelet>, informers: Informers) {
     let informer = informers.get(NODES, own);
     let mut changes = informer.subscribe();
     let mut failing = false;
+    retry = RETRY;
     let mut timer = tokio::time::interval(HEARTBEAT);
     timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -225,6 +226,10 @@ async fn keep(kubelet: Arc<Kubelet>, informers: Informers) {
                 Ok(()) => sync(&kubelet, held(&kubelet, &informer).await).await,
                 failed => failed,
             },
+            // A board that has moved is found by nobody until it has said so: that does not wait for a heartbeat.
+            () = wait_for_server(&kubelet.client, &mut retry), if failing => {
+                sync(&kubelet, held(&kubelet, &informer).await).await
+            }
             () = kubelet.node_changed.notified() => sync(&kubelet, held(&kubelet, &informer).await).await,
             Ok(()) = node_ips.changed() => {
                 let host = Host::of(&node_ips.borrow_and_update());
@@ -240,11 +245,11 @@ async fn keep(kubelet: Arc<Kubelet>, informers: Informers) {
         };
         match outcome {
             Err(error) if !failing => {
-                tracing::warn!(node = name, %error, "keep node failed; retrying at each heartbeat");
+                tracing::warn!(node = name, %error, "keep node failed; retrying");
                 failing = true;
             }
             Err(_) => {}
-            Ok(()) => failing = false,
+            Ok(()) => (failing, retry) = (false, RETRY),
         }
     }
 }
