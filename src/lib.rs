@@ -38,6 +38,7 @@
 //! * A replica never decides what is true: no pod is removed because a replica does not know it.
 //! * A pod's name is given away when its node confirms its end, is declared gone, or had promised that end (`api::fencing`).
 //! * `peers` decides by packets that passed, never by what a subnet looks like; its routes outlive a restart.
+//! * A packet of a pod enters this process only on the relay, the last of all ways; there it waits for nobody.
 //! * `dns` and `proxy` never talk to the API server themselves; rules and names outlive a restart of it.
 //! * No `ip`, `nft`, `iptables` or `runc` is called. No name goes through getaddrinfo.
 //! * Time comes from `clock` alone, so that a test owns it.

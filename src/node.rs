@@ -31,7 +31,7 @@ use crate::runtime::libcontainer::{LibcontainerRuntime, RuntimeConfig};
 use crate::supervise::Tree;
 use crate::sys::cgroup::Cgroups;
 use crate::telemetry::Trace;
-use crate::tunnel::Streams;
+use crate::tunnel::{Streams, relay};
 use anyhow::Context;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -44,6 +44,8 @@ pub struct NodeLink {
     pub informers: Informers,
     /// What the server opens to this node's kubelet.
     pub streams: Streams,
+    /// Takes packets to nodes that are reached no other way.
+    pub relay: relay::Link,
     pub heartbeat: Heartbeat,
     /// This machine's addresses as other nodes find them; the first counts most.
     pub node_ips: watch::Receiver<Vec<IpAddr>>,
@@ -60,7 +62,7 @@ pub struct Node {
 
 /// Starts the node; returns once its network and its runtime stand.
 pub async fn start(config: &Config, link: NodeLink, tree: &mut Tree) -> anyhow::Result<Node> {
-    let NodeLink { client, informers, streams, heartbeat, node_ips, trace, clock } = link;
+    let NodeLink { client, informers, streams, relay, heartbeat, node_ips, trace, clock } = link;
     let run = &config.run_directory;
     std::fs::create_dir_all(run).with_context(|| format!("make folder {}", run.display()))?;
     let claim = crate::server::claim(run)?;
@@ -80,6 +82,7 @@ pub async fn start(config: &Config, link: NodeLink, tree: &mut Tree) -> anyhow::
     let peering = PeersConfig {
         mode: config.pod_network,
         external_ip: config.node_external_ip,
+        relay: Some(relay),
         ..PeersConfig::new(&config.node_name, network.clone(), run.clone())
     };
     tree.spawn("peers", peers::run(peering, client.clone(), informers.clone(), tree.shutdown()));

@@ -1,12 +1,13 @@
 //! Wires a control plane: store, registry, API server, scheduler, controllers.
 //! What it starts belongs to the caller's task tree; what it makes lives in the data folder.
 
+mod pod_networks;
 mod upkeep;
 
 use crate::api::kinds::Kinds;
 use crate::apiserver::{ApiServer, ApiServerConfig};
 use crate::backup;
-use crate::client::{Client, Informers, Local};
+use crate::client::{Client, Informers, Local, NODES};
 use crate::clock::Clock;
 use crate::config::{ClusterFacts, Config};
 use crate::controllers::{self, ControllerConfig};
@@ -20,6 +21,7 @@ use crate::store::seal::Sealer;
 use crate::store::sqlite::SqliteStore;
 use crate::supervise::Tree;
 use crate::telemetry::Trace;
+use crate::tunnel::switch::Switch;
 use crate::tunnel::{Pipe, Tunnels};
 use anyhow::Context;
 use jiff::Timestamp;
@@ -41,6 +43,7 @@ pub struct ControlPlane {
     pub informers: Informers,
     pub registry: Arc<Registry>,
     pub tunnels: Tunnels,
+    relays: Switch,
     pub trace: Arc<Trace>,
     pub clock: Clock,
     store: Arc<dyn Store>,
@@ -90,14 +93,17 @@ pub async fn start(config: &Config, tree: &mut Tree) -> anyhow::Result<ControlPl
         cluster: json!(ClusterFacts::of(config)),
     };
     let api = ApiServer::new(api_config, registry.clone(), pki.clone(), tunnels.clone(), clock.clone());
+    let client = |component: &str| Client::Local(Local::new(registry.clone(), component));
+    let informers = Informers::new(client("informers"));
+    let pod_networks = pod_networks::PodNetworks(informers.all(NODES));
+    let relays = Switch::new(tunnels.clone(), Box::new(pod_networks));
+    api.relay_through(relays.clone());
     write_kubeconfig(&pki, config, address).await?;
     let keep = upkeep::keep(config.clone(), pki.clone(), api.clone(), address, tree.shutdown());
     tree.spawn("certificate upkeep", keep);
     let shutdown = tree.shutdown();
     tree.spawn_fallible("apiserver", async move { api.serve(vec![listener], shutdown).await });
 
-    let client = |component: &str| Client::Local(Local::new(registry.clone(), component));
-    let informers = Informers::new(client("informers"));
     let scheduling =
         scheduler::run(client("kube-scheduler"), informers.clone(), clock.clone(), trace.clone(), tree.shutdown());
     tree.spawn("scheduler", scheduling);
@@ -114,6 +120,7 @@ pub async fn start(config: &Config, tree: &mut Tree) -> anyhow::Result<ControlPl
         informers,
         registry,
         tunnels,
+        relays,
         trace,
         clock,
         store,
@@ -131,6 +138,7 @@ impl ControlPlane {
             informers: self.informers.clone(),
             streams,
             heartbeat: Heartbeat::Lease,
+            relay: self.relays.link(&config.node_name),
             node_ips: tokio::sync::watch::channel(vec![config.node_ip]).1,
             trace: self.trace.clone(),
             clock: self.clock.clone(),

@@ -1,12 +1,14 @@
 //! The connection a node opens and the server calls back through: HTTP/2 with the roles reversed.
 //! On the server's own board it is a pipe in memory. Over each dialled stream runs HTTP/1.1.
-//! What runs on a stream is in `frames`.
+//! What runs on a stream is in `frames`. Packets of pods that find no other way take streams of their own: `relay`.
 
 pub mod frames;
 pub mod node;
+pub mod relay;
 pub mod rhythm;
 pub mod server;
 mod stream;
+pub mod switch;
 
 use crate::sys::Stream;
 use futures_util::future::BoxFuture;
@@ -23,6 +25,8 @@ pub const PIPE_BYTES: usize = 16 << 10;
 
 /// What streams to the kubelet ask for, inside a tunnel.
 const KUBELET_PATH: &str = "/kubelet";
+/// Asks a node to open a relay stream: there are packets for it.
+const RELAY_PATH: &str = "/relay";
 /// Streams of one tunnel at a time.
 const STREAMS_LIMIT: u32 = 128;
 const HEADERS_LIMIT_BYTES: u32 = 4 << 10;
@@ -35,6 +39,11 @@ const CONNECTION_WINDOW_BYTES: u32 = STREAMS_LIMIT * WINDOW_BYTES;
 /// Opens streams to one node.
 pub trait Dial: Send + Sync {
     fn dial(&self) -> BoxFuture<'_, std::io::Result<Box<dyn Stream>>>;
+
+    /// Asks the node to open a relay stream.
+    fn knock(&self) -> BoxFuture<'_, std::io::Result<()>> {
+        Box::pin(async { Err(std::io::ErrorKind::Unsupported.into()) })
+    }
 }
 
 /// The nodes that can be reached now, by node name.
@@ -98,11 +107,19 @@ impl Tunnels {
 
     /// A new stream to the kubelet of `node`.
     pub async fn dial(&self, node: &str) -> std::io::Result<Box<dyn Stream>> {
+        self.of(node)?.dial().await
+    }
+
+    /// Asks `node` to open a relay stream.
+    pub async fn knock(&self, node: &str) -> std::io::Result<()> {
+        self.of(node)?.knock().await
+    }
+
+    fn of(&self, node: &str) -> std::io::Result<Arc<dyn Dial>> {
         let dial = self.lock().get(node).map(|open| open.dial.clone());
-        match dial {
-            Some(dial) => dial.dial().await,
-            None => Err(std::io::Error::new(std::io::ErrorKind::NotConnected, format!("node {node} is not connected"))),
-        }
+        dial.ok_or_else(|| {
+            std::io::Error::new(std::io::ErrorKind::NotConnected, format!("node {node} is not connected"))
+        })
     }
 }
 

@@ -24,6 +24,8 @@ mod network;
 mod peers;
 #[path = "node/power.rs"]
 mod power;
+#[path = "node/relay.rs"]
+mod relay;
 #[path = "node/runtime.rs"]
 mod runtime;
 #[path = "node/services.rs"]

@@ -10,6 +10,7 @@ mod negotiate;
 mod openapi;
 mod present;
 mod query;
+mod relay;
 mod request_info;
 mod respond;
 mod rest;
@@ -26,6 +27,7 @@ use crate::pki::{Pki, ServerNames};
 use crate::registry::{Registry, User};
 use crate::supervise::Shutdown;
 use crate::tunnel::Tunnels;
+use crate::tunnel::switch::Switch;
 use auth::Auth;
 use axum::Router;
 use axum::body::Body;
@@ -38,7 +40,7 @@ use negotiate::{Shape, Shapes};
 use query::Query;
 use request_info::RequestInfo;
 use respond::Style;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 use tokio::sync::{Semaphore, SemaphorePermit, watch as watch_channel};
 
@@ -75,6 +77,7 @@ struct Inner {
     registry: Arc<Registry>,
     pki: Pki,
     tunnels: Tunnels,
+    relays: OnceLock<Switch>,
     clock: Clock,
     auth: Auth,
     metrics: Metrics,
@@ -136,6 +139,7 @@ impl ApiServer {
             registry,
             pki,
             tunnels,
+            relays: OnceLock::new(),
             clock,
             auth,
             metrics: Metrics::default(),
@@ -146,6 +150,11 @@ impl ApiServer {
             names,
             shutdown: Mutex::default(),
         }))
+    }
+
+    /// Nodes may send packets of their pods through this. Once only.
+    pub fn relay_through(&self, switch: Switch) {
+        let _ = self.0.relays.set(switch);
     }
 
     pub(crate) fn registry(&self) -> &Arc<Registry> {
@@ -235,6 +244,9 @@ impl ApiServer {
         let path = call.info.path.trim_end_matches('/').to_owned();
         if path == crate::tunnel::PATH {
             return tunnel::answer(self, call).await;
+        }
+        if path == crate::tunnel::relay::PATH {
+            return relay::answer(self, call);
         }
         if path == "/edgelet/v1/cluster" {
             return Ok(pretty_json(&self.0.config.cluster));

@@ -54,12 +54,12 @@ pub async fn answer(server: &ApiServer, mut call: Call) -> Result<Response> {
 }
 
 /// The node a user is, if it is one.
-fn node_of(user: &User) -> Option<&str> {
+pub(super) fn node_of(user: &User) -> Option<&str> {
     let is_node = user.groups.iter().any(|group| group == NODES_GROUP);
     user.name.strip_prefix(NODE_USER).filter(|name| is_node && !name.is_empty())
 }
 
-fn forbidden(user: &User) -> Status {
+pub(super) fn forbidden(user: &User) -> Status {
     Status::new(403, "Forbidden", format!("forbidden: User {:?} is no node: only nodes open tunnels", user.name))
 }
 

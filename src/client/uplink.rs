@@ -7,11 +7,13 @@ use crate::api::status::Status;
 use crate::clock::monotonic;
 use crate::supervise::Shutdown;
 use crate::sys::Stream;
-use crate::tunnel::node::End;
+use crate::tunnel;
+use crate::tunnel::node::{self, Doors, End};
+use crate::tunnel::relay::{self, Connect};
 use crate::tunnel::rhythm::{Idle, Rhythm};
-use crate::tunnel::{self, node};
+use futures_util::future::BoxFuture;
 use std::time::Duration;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 const BACKOFF_FIRST: Duration = Duration::from_millis(500);
@@ -32,25 +34,39 @@ pub enum State {
     Failed(Status),
 }
 
+/// Opens relay streams, each a connection of its own: packets of pods do not stand in the tunnel's way.
+pub struct Relaying(pub Remote);
+
+impl Connect for Relaying {
+    fn connect(&self) -> BoxFuture<'_, std::io::Result<Box<dyn Stream>>> {
+        Box::pin(async move {
+            let opened = self.0.upgrade(relay::PATH, relay::PROTOCOL).await;
+            let stream = opened.map_err(std::io::Error::other)?;
+            Ok(Box::new(stream) as Box<dyn Stream>)
+        })
+    }
+}
+
 /// Keeps the tunnel until shutdown. `changed` counts changes of addresses and routes: they are tried at once.
 /// `assured`: when the server has certainly heard this node.
 pub async fn run(
     remote: Remote,
-    kubelet: mpsc::Sender<Box<dyn Stream>>,
+    doors: impl Into<Doors>,
     mut changed: watch::Receiver<u64>,
     state: watch::Sender<State>,
     assured: watch::Sender<Option<Instant>>,
     shutdown: Shutdown,
 ) {
+    let doors = doors.into();
     tokio::select! {
         () = shutdown.requested() => {}
-        () = keep(&remote, &kubelet, &mut changed, &state, &assured) => {}
+        () = keep(&remote, &doors, &mut changed, &state, &assured) => {}
     }
 }
 
 async fn keep(
     remote: &Remote,
-    kubelet: &mpsc::Sender<Box<dyn Stream>>,
+    doors: &Doors,
     changed: &mut watch::Receiver<u64>,
     state: &watch::Sender<State>,
     assured: &watch::Sender<Option<Instant>>,
@@ -69,7 +85,7 @@ async fn keep(
                 if std::mem::replace(&mut was_lost, true) {
                     give_up_connections(remote, &idle);
                 }
-                let serving = node::serve(io, kubelet, &mut rhythm, changed, assured);
+                let serving = node::serve(io, doors, &mut rhythm, changed, assured);
                 let end = while_learning(remote, &mut idle, serving).await;
                 tracing::warn!(reason = %end, "lost the server; pods go on running");
                 state.send_replace(State::Connecting);

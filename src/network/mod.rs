@@ -9,6 +9,7 @@ mod netlink;
 pub mod nftables;
 pub mod peers;
 pub mod plan;
+pub mod relay;
 pub mod resolve;
 pub mod tables;
 pub mod wireguard;

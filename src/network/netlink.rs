@@ -109,7 +109,7 @@ fn matters(message: &RouteNetlinkMessage) -> bool {
             // A pod's link has left its bridge already when it goes.
             let pods = |attribute: &LinkAttribute| match attribute {
                 LinkAttribute::Controller(_) => true,
-                LinkAttribute::IfName(name) => super::plan::is_host_link(name),
+                LinkAttribute::IfName(name) => super::plan::is_host_link(name) || super::plan::is_relay_link(name),
                 _ => false,
             };
             !link.attributes.iter().any(pods)

@@ -1,6 +1,6 @@
 //! The pod network between this node and its peers: what is wanted, what the kernel has, and the way between.
 //! Routes where a peer is on the same link; else devices that hold every peer: VXLAN, and WireGuard where it is asked
-//! for or the way leads through others' networks.
+//! for or the way leads through others' networks; last, a device that this process carries to the server.
 
 use super::ipam::Cidr;
 use super::netlink::{self, Netlink, NetworkEvents};
@@ -57,6 +57,8 @@ pub enum Way {
     Vxlan { to: Ipv4Addr },
     /// Sealed, by the device's peer whose pods they are for.
     Wireguard,
+    /// Through the server, by this process.
+    Relay,
 }
 
 /// A peer and the way to its pods.
@@ -121,7 +123,8 @@ fn vtep(pods: Cidr) -> Mac {
     [0x0e, 0x65, a, b, c, d]
 }
 
-fn gateway(pods: Cidr) -> Ipv4Addr {
+/// The address of the node's own end of its pods' network.
+pub fn gateway(pods: Cidr) -> Ipv4Addr {
     pods.nth(1)
 }
 
@@ -139,6 +142,7 @@ fn wireguard_name(layout: &Layout) -> String {
 struct Devices {
     vxlan: Option<u32>,
     wireguard: Option<u32>,
+    relay: Option<u32>,
 }
 
 /// Every route that is wanted. Pure.
@@ -151,6 +155,7 @@ fn routes(layout: &Layout, wanted: &Wanted, devices: Devices) -> BTreeSet<Route>
             Some(Way::Route { to, link }) => Some((*link, Some(*to))),
             Some(Way::Vxlan { .. }) => devices.vxlan.map(|link| (link, Some(gateway(peer.pods)))),
             Some(Way::Wireguard) => devices.wireguard.map(|link| (link, None)),
+            Some(Way::Relay) => devices.relay.map(|link| (link, None)),
             None => None,
         };
         routes.extend(hop.map(|(link, via)| Route { to: peer.pods, link, via, source }));
@@ -243,7 +248,8 @@ async fn connect(layout: &Layout, wanted: &Wanted) -> Result<()> {
     let vxlan = vxlan(&netlink, layout, wanted).await;
     let tunnels = tunnels(&netlink, layout, wanted).await;
     let found = |device: &Result<Option<u32>>| device.as_ref().ok().copied().flatten();
-    let devices = Devices { vxlan: found(&vxlan), wireguard: found(&tunnels) };
+    let relay = netlink.index(&layout.relay_link()).await?;
+    let devices = Devices { vxlan: found(&vxlan), wireguard: found(&tunnels), relay };
     let mut result = vxlan.and(tunnels).map(|_| ());
     if let Some(index) = devices.vxlan {
         result = result.and(fill(&netlink, index, wanted).await);
@@ -379,6 +385,7 @@ async fn disconnect(layout: &Layout) -> Result<()> {
     let netlink = Netlink::open()?;
     let mut result = netlink.delete(&vxlan_name(layout)).await;
     result = result.and(netlink.delete(&wireguard_name(layout)).await);
+    result = result.and(netlink.delete(&layout.relay_link()).await);
     for route in own_routes(&netlink, layout).await? {
         result = result.and(netlink.delete_route(&route).await);
     }
@@ -436,12 +443,13 @@ mod tests {
                 Some(5),
                 vec![refusal, "10.42.9.0/24 6 - 10.42.3.1", "10.42.9.0/32 6 - 10.42.3.0"],
             ),
+            (vec![peer(Some(Way::Relay), None)], None, vec![refusal, "10.42.9.0/24 8 - 10.42.3.1"]),
             // No device, no route: the refusal answers.
             (vec![peer(Some(Way::Vxlan { to }), None)], None, vec![refusal]),
         ];
         for (peers, vxlan, expected) in cases {
             let wanted = Wanted { mtu: 1450, peers, ..Wanted::default() };
-            let devices = Devices { vxlan, wireguard: Some(6) };
+            let devices = Devices { vxlan, wireguard: Some(6), relay: Some(8) };
             assert_eq!(shown(&routes(&layout(), &wanted, devices)), expected, "{wanted:?}");
         }
     }

@@ -56,6 +56,11 @@ impl Layout {
         self.addresses_file.with_file_name("wireguard.key")
     }
 
+    /// The link to nodes that only the server reaches.
+    pub fn relay_link(&self) -> String {
+        format!("{}{RELAY_SUFFIX}", self.bridge.chars().take(12).collect::<String>())
+    }
+
     /// Sysctls below `/proc/sys/net` of the node, and whether the network works without each.
     pub fn sysctls(&self) -> Vec<(String, &'static str, bool)> {
         let bridge = &self.bridge;
@@ -76,6 +81,13 @@ impl Layout {
 /// Sysctls of a pod's namespace: any user may bind ports below 1024 and ping, as with containerd.
 pub const POD_SYSCTLS: [(&str, &str); 2] =
     [("ipv4/ip_unprivileged_port_start", "0"), ("ipv4/ping_group_range", "0 2147483647")];
+
+const RELAY_SUFFIX: &str = "-rl";
+
+/// Whether a link has the name of one that leads through the server: it comes and goes with the traffic.
+pub fn is_relay_link(name: &str) -> bool {
+    name.ends_with(RELAY_SUFFIX)
+}
 
 /// The node's end of a pod's veth pair: found again from the uid alone.
 pub fn host_link(uid: &str) -> String {

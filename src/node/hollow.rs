@@ -81,7 +81,7 @@ impl HollowNode {
 
 /// As `node::start`, without what needs a machine.
 async fn start(config: &Config, link: NodeLink, tree: &mut Tree) -> anyhow::Result<FakeRuntime> {
-    let NodeLink { client, informers, streams, heartbeat, node_ips, trace, clock } = link;
+    let NodeLink { client, informers, streams, relay: _, heartbeat, node_ips, trace, clock } = link;
     let kubelet_config = super::kubelet_config(config, heartbeat, node_ips);
     let pod_cidr = super::given_pod_cidr(&kubelet_config, &client, &informers).await;
     let network = pod_cidr.split('/').next().and_then(|base| base.parse().ok());

@@ -5,7 +5,7 @@ use super::{Heartbeat, NodeLink, renewal, time};
 use crate::client::kubeconfig::Access;
 use crate::client::reach::Reach;
 use crate::client::replica::KeySource;
-use crate::client::uplink::{self, State};
+use crate::client::uplink::{self, Relaying, State};
 use crate::client::{Client, Informers, Remote, Replica};
 use crate::clock::Clock;
 use crate::config::{ClusterFacts, Config};
@@ -15,6 +15,8 @@ use crate::pki::node_identity::{Joined, NodeIdentity};
 use crate::pki::{PkiError, certificate, files};
 use crate::supervise::{Shutdown, Tree};
 use crate::telemetry::Trace;
+use crate::tunnel::node::Doors;
+use crate::tunnel::relay::Link;
 use crate::tunnel::rhythm::Idle;
 use anyhow::Context;
 use rustls_pki_types::CertificateDer;
@@ -77,7 +79,9 @@ pub fn connect(
     let (streams, kubelet) = mpsc::channel(STREAMS_LIMIT);
     let (state, states) = watch::channel(State::default());
     let (assured, heard) = watch::channel(None);
-    tree.spawn("uplink", uplink::run(remote.clone(), streams, changed.clone(), state, assured, tree.shutdown()));
+    let relay = Link { connect: Arc::new(Relaying(remote.clone())), knocks: Arc::default() };
+    let doors = Doors { kubelet: streams, relay: relay.knocks.clone() };
+    tree.spawn("uplink", uplink::run(remote.clone(), doors, changed.clone(), state, assured, tree.shutdown()));
     let (addresses, node_ips) = watch::channel(vec![config.node_ip]);
     if !config.node_ip_is_fixed {
         tree.spawn("addresses", follow_address(joined.server.clone(), changed, addresses, tree.shutdown()));
@@ -97,6 +101,7 @@ pub fn connect(
         informers: informers(client.clone(), identity),
         client,
         streams: kubelet,
+        relay,
         heartbeat: Heartbeat::Tunnel(heard),
         node_ips,
         trace: Arc::new(Trace::default()),

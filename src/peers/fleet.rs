@@ -6,7 +6,7 @@ use super::plan::{Abilities, Choice, Known, Mode, State, choose, clashes, mtu, n
 use super::trial::{Nonce, Trial, Verdict};
 use crate::api::view::node::Node;
 use crate::network::ipam::Cidr;
-use crate::network::peers::{self, Hop, Reach, Wanted, Way, probe_address};
+use crate::network::peers::{self, Hop, Reach, Wanted, Way, gateway, probe_address};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use tokio::time::Instant;
@@ -18,6 +18,8 @@ struct Member {
     plain: Trial,
     /// Packets between the nodes' addresses.
     address: Trial,
+    /// Packets through the server; asked while that is the way.
+    relay: Trial,
     takes_vxlan: bool,
     proven: bool,
     choice: Option<Choice>,
@@ -30,6 +32,7 @@ impl Member {
             reach: Reach::Nowhere,
             plain: Trial::new(now),
             address: Trial::new(now),
+            relay: Trial::new(now),
             takes_vxlan: true,
             proven: false,
             choice: None,
@@ -46,6 +49,20 @@ impl Member {
     fn ask_again(&mut self, now: Instant) {
         self.plain.again(now);
         self.address.again(now);
+        self.relay.again(now);
+    }
+
+    fn is_relayed(&self) -> bool {
+        self.choice.as_ref().is_some_and(|choice| choice.way == Some(Way::Relay))
+    }
+
+    /// The relay was given up, and it is time to try it again should nothing else pass.
+    fn reopen_relay(&mut self, now: Instant) -> bool {
+        let is_due = !self.is_relayed() && self.relay.verdict == Verdict::Lost && self.relay.due <= now;
+        if is_due {
+            self.relay.reopen();
+        }
+        is_due
     }
 
     fn known(&self) -> Known {
@@ -53,6 +70,7 @@ impl Member {
             reach: self.reach.clone(),
             plain: self.plain.verdict,
             address: self.address.verdict,
+            relay: self.relay.verdict,
             takes_vxlan: self.takes_vxlan,
             proven: self.proven,
         }
@@ -182,6 +200,11 @@ impl Fleet {
         Wanted { vxlan, wireguard: wireguard_port, mtu, peers }
     }
 
+    /// Whether packets to some peer go through the server.
+    pub fn needs_relay(&self) -> bool {
+        self.members.values().any(Member::is_relayed)
+    }
+
     /// Whether some peer needs a WireGuard device here.
     pub fn needs_wireguard(&self) -> bool {
         self.members.values().any(|member| needs_wireguard(self.mode, &member.peer, &member.known()))
@@ -205,7 +228,8 @@ impl Fleet {
     pub fn due(&self) -> Option<Instant> {
         let dues = self.members.values().flat_map(|member| {
             let plain = asks_plain(self.mode, member).then_some(member.plain.due);
-            [plain, member.hop().map(|_| member.address.due)]
+            let waits = member.is_relayed() || member.relay.verdict == Verdict::Lost;
+            [plain, member.hop().map(|_| member.address.due), waits.then_some(member.relay.due)]
         });
         dues.flatten().min()
     }
@@ -214,11 +238,13 @@ impl Fleet {
     pub fn questions(&mut self, now: Instant, nonce: impl Fn() -> Option<Nonce>) -> Vec<(Ipv4Addr, Cidr, Nonce)> {
         let mut questions = Vec::new();
         for member in self.members.values_mut() {
-            let plain = asks_plain(self.mode, member);
+            member.reopen_relay(now);
+            let (plain, relayed) = (asks_plain(self.mode, member), member.is_relayed());
             let address = member.hop().and(member.peer.address);
             let plain = plain.then(|| (probe_address(member.peer.pods), &mut member.plain));
             let address = address.map(|ip| (ip, &mut member.address));
-            for (to, trial) in [plain, address].into_iter().flatten().filter(|(_, trial)| trial.due <= now) {
+            let relay = relayed.then(|| (gateway(member.peer.pods), &mut member.relay));
+            for (to, trial) in [plain, address, relay].into_iter().flatten().filter(|(_, trial)| trial.due <= now) {
                 let Some(nonce) = nonce() else { continue };
                 if trial.turn(nonce, now) {
                     questions.push((to, member.peer.pods, nonce));
@@ -231,6 +257,11 @@ impl Fleet {
     /// An answer to one of them.
     pub fn hear(&mut self, nonce: Nonce, takes_vxlan: bool, now: Instant) {
         for member in self.members.values_mut() {
+            let by_relay = member.relay.hear(nonce, now);
+            if by_relay {
+                member.proven = true;
+                return;
+            }
             if member.plain.hear(nonce, now) || member.address.hear(nonce, now) {
                 member.takes_vxlan = takes_vxlan;
                 member.proven = true;
@@ -246,6 +277,17 @@ impl Fleet {
         for member in self.members.values_mut().filter(is_from) {
             member.plain.hasten(now);
             member.address.hasten(now);
+        }
+        for member in self.members.values_mut().filter(|member| gateway(member.peer.pods) == from) {
+            member.relay.hasten(now);
+        }
+    }
+
+    /// Packets to this address go through the server: better ways are looked for more often.
+    pub fn relayed_to(&mut self, ip: Ipv4Addr, now: Instant) {
+        for member in self.members.values_mut().filter(|member| member.peer.pods.contains(ip)) {
+            member.plain.wanted(now);
+            member.address.wanted(now);
         }
     }
 
@@ -272,6 +314,7 @@ fn line(name: &str, member: &Member) -> Line {
     let trial = match way {
         Some(Way::Route { .. } | Way::Wireguard) => Some(&member.plain),
         Some(Way::Vxlan { .. }) => Some(&member.address),
+        Some(Way::Relay) => Some(&member.relay),
         None => None,
     };
     let round_trip_us = trial.and_then(|trial| match trial.verdict {
@@ -284,7 +327,7 @@ fn line(name: &str, member: &Member) -> Line {
         pod_cidr: member.peer.pods.to_string(),
         address: member.peer.address,
         way: way.map_or("none", name_of).to_owned(),
-        link: hop.map(|hop| hop.link_name.clone()).unwrap_or_default(),
+        link: hop.filter(|_| way != Some(&Way::Relay)).map(|hop| hop.link_name.clone()).unwrap_or_default(),
         state: choice.map_or("trying", |choice| state_name(choice.state)).to_owned(),
         round_trip_us,
         mtu: way.map(|way| mtu(way, hop)),
@@ -297,6 +340,7 @@ fn name_of(way: &Way) -> &'static str {
         Way::Route { .. } => "route",
         Way::Vxlan { .. } => "vxlan",
         Way::Wireguard => "wireguard",
+        Way::Relay => "relay",
     }
 }
 

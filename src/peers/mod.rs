@@ -6,6 +6,7 @@ mod fleet;
 pub mod paths;
 pub mod plan;
 mod probe;
+mod relay;
 mod trial;
 
 use crate::api::view::node::Node;
@@ -14,12 +15,14 @@ use crate::client::{Client, Informers, NODES, PatchType};
 use crate::network::wireguard::Key;
 use crate::network::{Network, Result};
 use crate::supervise::Shutdown;
+use crate::tunnel::relay::Link;
 use fact::Notice;
 use fleet::Fleet;
 use futures_util::FutureExt;
 use plan::Abilities;
 pub use plan::Mode;
 use probe::{Packet, Prober};
+use relay::{Event, Relay};
 use ring::rand::{SecureRandom, SystemRandom};
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::PathBuf;
@@ -49,6 +52,8 @@ pub struct PeersConfig {
     pub wireguard_port: u16,
     /// Where this node is reached from outside its network, if somebody said so.
     pub external_ip: Option<Ipv4Addr>,
+    /// Takes packets to nodes that are reached no other way.
+    pub relay: Option<Link>,
     /// Where the ways are written for people to read.
     pub run_directory: PathBuf,
 }
@@ -63,6 +68,7 @@ impl PeersConfig {
             probe_port: PROBE_PORT,
             wireguard_port: WIREGUARD_PORT,
             external_ip: None,
+            relay: None,
             run_directory,
         }
     }
@@ -84,12 +90,14 @@ pub async fn run(config: PeersConfig, client: Client, informers: Informers, shut
         () = shutdown.requested() => return,
     }
     let mut changes = nodes.subscribe();
+    let link = config.relay.clone();
     let mut peers = Peers::new(config, client);
     loop {
         while let Some(change) = changes.try_next() {
             peers.take(&change);
         }
         peers.sync().await;
+        let due = peers.due();
         tokio::select! {
             change = changes.next() => peers.take(&change),
             went_down = events.next() => {
@@ -102,7 +110,8 @@ pub async fn run(config: PeersConfig, client: Client, informers: Informers, shut
                 peers.look = true;
             }
             (from, packet) = receive(peers.prober.as_ref()) => peers.hear(from, packet),
-            () = tokio::time::sleep_until(peers.due()) => peers.ask(),
+            event = relay_event(&mut peers.relay, link.as_ref()) => peers.take_relay(event),
+            () = tokio::time::sleep_until(due) => peers.ask(),
             () = shutdown.requested() => return,
         }
     }
@@ -115,12 +124,27 @@ async fn receive(prober: Option<&Prober>) -> (SocketAddrV4, Packet) {
     }
 }
 
+/// What the relay says; while there is none, that the server knocks (`None`).
+async fn relay_event(relay: &mut Option<Relay>, link: Option<&Link>) -> Option<Event> {
+    match (relay, link) {
+        (Some(relay), _) => Some(relay.event().await),
+        (None, Some(link)) => {
+            link.knocks.notified().await;
+            None
+        }
+        (None, None) => std::future::pending().await,
+    }
+}
+
 struct Peers {
     config: PeersConfig,
     client: Client,
     fleet: Fleet,
     /// Open while there are peers.
     prober: Option<Prober>,
+    /// Open while packets go through the server, or come from there.
+    relay: Option<Relay>,
+    knocked: bool,
     random: SystemRandom,
     /// The kernel's routes may have changed.
     look: bool,
@@ -138,15 +162,18 @@ struct Peers {
 impl Peers {
     fn new(config: PeersConfig, client: Client) -> Self {
         let fleet = Fleet::new(&config.node_name, config.network.layout().pods, config.mode);
+        let can = Abilities { vxlan: true, wireguard: true, relay: config.relay.is_some() };
         Self {
             config,
             client,
             fleet,
             prober: None,
+            relay: None,
+            knocked: false,
             random: SystemRandom::new(),
             look: true,
             programmed: None,
-            can: Abilities { vxlan: true, wireguard: true },
+            can,
             key: None,
             shown: None,
             retry: RETRY_MIN,
@@ -217,10 +244,12 @@ impl Peers {
         }
         self.make_key().await?;
         self.fleet.decide(self.can);
+        // Whatever is wrong with it, the other ways go on.
+        let relayed = self.keep_relay().await;
         let wireguard = self.key.map(|_| self.config.wireguard_port);
         let wanted = self.fleet.wanted(self.config.vxlan_port, wireguard, self.can.vxlan);
         if self.programmed.as_ref() == Some(&wanted) {
-            return Ok(());
+            return relayed;
         }
         if let Err(error) = self.config.network.connect_peers(&wanted).await {
             if error.is_unsupported() && self.can.vxlan {
@@ -230,8 +259,41 @@ impl Peers {
             }
             return Err(error);
         }
-        (self.programmed, self.retry, self.retry_at) = (Some(wanted), RETRY_MIN, None);
+        self.programmed = Some(wanted);
+        relayed?;
+        (self.retry, self.retry_at) = (RETRY_MIN, None);
         Ok(())
+    }
+
+    /// The relay's device is there as long as it is needed.
+    async fn keep_relay(&mut self) -> Result<()> {
+        let is_needed = self.can.relay && (self.knocked || self.fleet.needs_relay());
+        let Some(link) = self.config.relay.as_ref().filter(|_| is_needed) else {
+            self.relay = None;
+            return Ok(());
+        };
+        if self.relay.is_some() {
+            return Ok(());
+        }
+        match Relay::open(&self.config.network, link, self.knocked).await {
+            Ok(relay) => (self.relay, self.programmed) = (Some(relay), None),
+            Err(error) if error.is_unsupported() => {
+                tracing::warn!(%error, "this kernel has no tun: nodes that only the server reaches are out of reach");
+                self.can.relay = false;
+                self.fleet.decide(self.can);
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    fn take_relay(&mut self, event: Option<Event>) {
+        match event {
+            Some(Event::Used(to)) => self.fleet.relayed_to(to, crate::clock::monotonic()),
+            Some(Event::Rests) => self.knocked = false,
+            Some(Event::Ended) => self.relay = None,
+            None => self.knocked = true,
+        }
     }
 
     fn open_prober(&mut self) {

@@ -30,7 +30,7 @@ pub struct Line {
     #[serde(rename = "podCIDR")]
     pub pod_cidr: String,
     pub address: Option<Ipv4Addr>,
-    /// `route`, `vxlan`, …; `none`.
+    /// `route`, `vxlan`, `wireguard`, `relay`; `none`.
     pub way: String,
     pub link: String,
     /// `works`, `trying`, `silent`, `unreachable`.

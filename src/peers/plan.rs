@@ -55,6 +55,8 @@ const KEEPALIVE_S: u16 = 25;
 pub struct Abilities {
     pub vxlan: bool,
     pub wireguard: bool,
+    /// Packets can be carried to the server.
+    pub relay: bool,
 }
 
 /// What is known of a peer's surroundings.
@@ -65,6 +67,8 @@ pub struct Known {
     pub plain: Verdict,
     /// Packets between the nodes' own addresses.
     pub address: Verdict,
+    /// Packets through the server; asked when nothing else passes.
+    pub relay: Verdict,
     /// The peer said that its kernel takes VXLAN.
     pub takes_vxlan: bool,
     /// It answered at this address before: it is the peer, not a stranger's board with the same address.
@@ -102,7 +106,7 @@ pub fn choose(mode: Mode, can: Abilities, peer: &Peer, known: &Known) -> Choice 
     let mut reasons = Vec::new();
     let sealed = is_sealed(mode, peer);
     match &known.reach {
-        Reach::Own => return none(format!("its address {address} is this node's own")),
+        Reach::Own => reasons.push(format!("its address {address} is this node's own")),
         Reach::Nowhere => reasons.push(format!("no route leads to {address}")),
         Reach::By(_) if sealed => reasons.push("pod-network is wireguard".to_owned()),
         Reach::By(hop) => in_the_clear(mode, can, address, hop, known, &mut options, &mut reasons),
@@ -115,6 +119,9 @@ pub fn choose(mode: Mode, can: Abilities, peer: &Peer, known: &Known) -> Choice 
             (false, _) if sealed => reasons.push("this kernel has no wireguard".to_owned()),
             _ => {}
         }
+    }
+    if can.relay && mode == Mode::Auto && !sealed {
+        options.push((Way::Relay, known.relay));
     }
     let trusted = known.proven || mode != Mode::Auto || sealed;
     pick(options, reasons, trusted)
@@ -200,6 +207,8 @@ pub fn mtu(way: &Way, hop: Option<&Hop>) -> u32 {
     let link = hop.map_or(POD_MTU_LIMIT, |hop| hop.mtu);
     match way {
         Way::Route { .. } => link,
+        // On a stream of bytes packets are of any length.
+        Way::Relay => POD_MTU_LIMIT,
         Way::Vxlan { .. } => link.saturating_sub(VXLAN_OVERHEAD_BYTES),
         Way::Wireguard => link.saturating_sub(WIREGUARD_OVERHEAD_BYTES),
     }
@@ -233,13 +242,14 @@ mod tests {
         Peer { pods, address: address.parse().ok(), is_ready: true, notice }
     }
 
-    const CAN: Abilities = Abilities { vxlan: true, wireguard: true };
+    const CAN: Abilities = Abilities { vxlan: true, wireguard: true, relay: false };
 
     fn name(choice: &Choice) -> &'static str {
         match choice.way {
             Some(Way::Route { .. }) => "route",
             Some(Way::Vxlan { .. }) => "vxlan",
             Some(Way::Wireguard) => "wireguard",
+            Some(Way::Relay) => "relay",
             None => "none",
         }
     }
@@ -263,12 +273,26 @@ mod tests {
         for (mode, wants_wireguard, address, gateway, plain, between, wireguard, expected) in cases {
             let notice = Notice { key: Some([1; 32]), wants_wireguard, external: None };
             let peer = Peer { notice, ..peer(address) };
-            let known = Known { reach: by(gateway), plain, address: between, takes_vxlan: true, proven: false };
+            let known = Known {
+                reach: by(gateway),
+                plain,
+                address: between,
+                relay: Verdict::Unknown,
+                takes_vxlan: true,
+                proven: false,
+            };
             let choice = choose(mode, Abilities { wireguard, ..CAN }, &peer, &known);
             assert_eq!(name(&choice), expected, "{mode} {peer:?} {known:?}: {choice:?}");
         }
         let keyless = Peer { notice: Notice { wants_wireguard: true, ..Notice::default() }, ..peer(lan) };
-        let known = Known { reach: by(None), plain: PASSES, address: PASSES, takes_vxlan: true, proven: true };
+        let known = Known {
+            reach: by(None),
+            plain: PASSES,
+            address: PASSES,
+            relay: Verdict::Unknown,
+            takes_vxlan: true,
+            proven: true,
+        };
         assert_eq!(
             choose(Mode::Auto, CAN, &keyless, &known).reason,
             "pod-network is wireguard; the node has published no key yet"
@@ -280,8 +304,14 @@ mod tests {
         let external = Some(Ipv4Addr::new(203, 0, 113, 9));
         let notice = Notice { key: Some([1; 32]), wants_wireguard: false, external };
         let peer = Peer { notice, ..peer("192.168.7.9") };
-        let known =
-            |address| Known { reach: by(Some("192.168.1.1")), plain: PASSES, address, takes_vxlan: true, proven: true };
+        let known = |address| Known {
+            reach: by(Some("192.168.1.1")),
+            plain: PASSES,
+            address,
+            relay: Verdict::Unknown,
+            takes_vxlan: true,
+            proven: true,
+        };
         let end = |address| {
             tunnel(&peer, &known(address), 51820)
                 .map(|tunnel| (tunnel.endpoint.unwrap().to_string(), tunnel.keepalive_s))
@@ -317,7 +347,7 @@ mod tests {
             (Mode::Auto, "", by(None), Unknown, Unknown, true, "none", Unreachable, "no IPv4"),
         ];
         for (mode, address, reach, plain, between, takes_vxlan, way, state, reason) in cases {
-            let known = Known { reach, plain, address: between, takes_vxlan, proven: false };
+            let known = Known { reach, plain, address: between, relay: Verdict::Unknown, takes_vxlan, proven: false };
             let choice = choose(mode, CAN, &peer(address), &known);
             assert_eq!((name(&choice), choice.state), (way, state), "{mode} {address} {known:?}");
             assert!(choice.reason.contains(reason), "{} has no {reason:?}", choice.reason);
@@ -325,9 +355,45 @@ mod tests {
     }
 
     #[test]
+    fn what_nothing_else_reaches_goes_through_the_server() {
+        use State::{Silent, Trying, Unreachable, Works};
+        use Verdict::{Lost, Unknown};
+        let (lan, public, behind) = ("192.168.1.9", "203.0.113.9", Some("192.168.1.1"));
+        // Mode, address, reach, packets of pods, of nodes, through the server, answered before → way, state.
+        type Case<'a> = (Mode, &'a str, Reach, Verdict, Verdict, Verdict, bool, &'a str, State);
+        let cases: Vec<Case> = vec![
+            (Mode::Auto, lan, by(None), PASSES, PASSES, PASSES, true, "route", Works),
+            (Mode::Auto, lan, by(None), Lost, Unknown, PASSES, true, "vxlan", Trying),
+            (Mode::Auto, lan, by(None), Lost, Lost, Unknown, false, "relay", Trying),
+            (Mode::Auto, lan, by(behind), Unknown, Lost, PASSES, true, "relay", Works),
+            (Mode::Auto, lan, by(behind), Unknown, Lost, Lost, true, "vxlan", Silent),
+            (Mode::Auto, lan, by(behind), Unknown, Lost, Lost, false, "none", Unreachable),
+            (Mode::Auto, public, by(behind), Unknown, Unknown, PASSES, false, "relay", Works),
+            (Mode::Auto, lan, Reach::Nowhere, Unknown, Unknown, Unknown, false, "relay", Trying),
+            (Mode::Auto, lan, Reach::Own, Unknown, Unknown, PASSES, false, "relay", Works),
+            (Mode::Vxlan, lan, by(behind), Unknown, Lost, PASSES, false, "vxlan", Silent),
+            (Mode::Route, lan, by(behind), Unknown, Lost, PASSES, false, "none", Unreachable),
+            (Mode::Wireguard, lan, by(None), Unknown, Lost, PASSES, false, "none", Unreachable),
+        ];
+        let can = Abilities { relay: true, ..CAN };
+        for (mode, address, reach, plain, between, relay, proven, way, state) in cases {
+            let known = Known { reach, plain, address: between, relay, takes_vxlan: true, proven };
+            let choice = choose(mode, can, &peer(address), &known);
+            assert_eq!((name(&choice), choice.state), (way, state), "{mode} {address} {known:?}");
+        }
+        assert_eq!(mtu(&Way::Relay, None), 1500);
+    }
+
+    #[test]
     fn a_peer_that_answered_once_keeps_its_way_while_it_is_silent() {
-        let known =
-            |proven| Known { reach: by(None), plain: Verdict::Lost, address: Verdict::Lost, takes_vxlan: true, proven };
+        let known = |proven| Known {
+            reach: by(None),
+            plain: Verdict::Lost,
+            address: Verdict::Lost,
+            relay: Verdict::Unknown,
+            takes_vxlan: true,
+            proven,
+        };
         let choose = |proven| choose(Mode::Auto, CAN, &peer("192.168.1.9"), &known(proven));
         assert_eq!((choose(true).way.is_some(), choose(true).state), (true, State::Silent));
         assert_eq!((choose(false).way, choose(false).state), (None, State::Unreachable));

@@ -13,6 +13,9 @@ const RETRY_MAX: Duration = Duration::from_secs(3600);
 /// Nothing tells when somebody's switch begins to drop packets: so rarely a way that works is looked at again.
 const LOOK_AGAIN: Duration = Duration::from_secs(6 * 3600);
 
+/// While packets pass by a worse way.
+const WANTED_RETRY: Duration = Duration::from_secs(10);
+
 pub type Nonce = [u8; 16];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,13 +34,23 @@ pub struct Trial {
     sent: Vec<(Nonce, Instant)>,
     pub due: Instant,
     retry: Duration,
+    /// When the last round ended.
+    ended: Instant,
     /// The peer gave a sign of life after the last try of this round.
     is_alive: bool,
 }
 
 impl Trial {
     pub fn new(now: Instant) -> Self {
-        Self { verdict: Verdict::Unknown, tries: 0, sent: Vec::new(), due: now, retry: RETRY_MIN, is_alive: false }
+        Self {
+            verdict: Verdict::Unknown,
+            tries: 0,
+            sent: Vec::new(),
+            due: now,
+            retry: RETRY_MIN,
+            ended: now,
+            is_alive: false,
+        }
     }
 
     /// Asks again at once, unless it is being asked. What was known stays until there is an answer.
@@ -57,6 +70,20 @@ impl Trial {
         }
     }
 
+    /// A worse way is in use meanwhile: what was given up is asked sooner.
+    pub fn wanted(&mut self, now: Instant) {
+        if self.tries == 0 && self.verdict == Verdict::Lost {
+            self.due = self.due.min(self.ended + WANTED_RETRY).max(now);
+        }
+    }
+
+    /// What was given up counts as not known, until it is asked.
+    pub fn reopen(&mut self) {
+        if self.verdict == Verdict::Lost {
+            self.verdict = Verdict::Unknown;
+        }
+    }
+
     /// When due: sends another try (true), or ends the round without an answer.
     pub fn turn(&mut self, nonce: Nonce, now: Instant) -> bool {
         if let Some(wait_ms) = WAITS_MS.get(self.tries) {
@@ -68,10 +95,10 @@ impl Trial {
         self.verdict = Verdict::Lost;
         if std::mem::take(&mut self.is_alive) {
             // It was not there yet when it was asked.
-            self.end_round(now);
+            self.end_round(now, now);
             return self.turn(nonce, now);
         }
-        self.end_round(now + self.retry);
+        self.end_round(now, now + self.retry);
         self.retry = (self.retry * 2).min(RETRY_MAX);
         false
     }
@@ -83,11 +110,12 @@ impl Trial {
         self.verdict = Verdict::Passes { round_trip_us };
         self.is_alive = false;
         self.retry = RETRY_MIN;
-        self.end_round(now + LOOK_AGAIN);
+        self.end_round(now, now + LOOK_AGAIN);
         true
     }
 
-    fn end_round(&mut self, due: Instant) {
+    fn end_round(&mut self, now: Instant, due: Instant) {
+        self.ended = now;
         self.tries = 0;
         self.sent.clear();
         self.due = due;
@@ -158,6 +186,22 @@ mod tests {
         assert!(!trial.turn(nonce(10), last) && trial.verdict == Verdict::Lost);
         trial.hasten(last);
         assert_eq!(trial.due, last, "what was given up is asked at once");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_way_that_was_given_up_is_asked_sooner_while_it_is_wanted() {
+        let mut trial = Trial::new(Instant::now());
+        while trial.turn(nonce(1), trial.due) {}
+        let given_up = trial.due - RETRY_MIN;
+        trial.wanted(given_up + Duration::from_secs(1));
+        assert_eq!(trial.due, given_up + WANTED_RETRY);
+        assert!(trial.turn(nonce(2), trial.due));
+        let due = trial.due;
+        trial.wanted(due);
+        assert_eq!(trial.due, due, "a round that runs is left alone");
+        assert!(trial.hear(nonce(2), due));
+        trial.wanted(due);
+        assert_eq!(trial.due, due + LOOK_AGAIN, "so is what works");
     }
 
     #[tokio::test(start_paused = true)]

@@ -11,6 +11,7 @@ pub mod mount;
 pub mod netns;
 pub mod process;
 pub mod seqpacket;
+pub mod tun;
 pub mod watch;
 pub mod wireless;
 

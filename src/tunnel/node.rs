@@ -2,15 +2,16 @@
 
 use super::rhythm::Rhythm;
 use super::stream::TunnelStream;
-use super::{CONNECTION_WINDOW_BYTES, HEADERS_LIMIT_BYTES, KUBELET_PATH, STREAMS_LIMIT, WINDOW_BYTES};
+use super::{CONNECTION_WINDOW_BYTES, HEADERS_LIMIT_BYTES, KUBELET_PATH, RELAY_PATH, STREAMS_LIMIT, WINDOW_BYTES};
 use crate::clock::monotonic;
 use crate::sys::Stream;
 use bytes::Bytes;
 use h2::server::{Builder, SendResponse};
 use h2::{Ping, PingPong, RecvStream};
 use http::{Request, Response, StatusCode};
+use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::Instant;
 
 /// How long the server may take for its first words and for the answer to a ping.
@@ -30,11 +31,24 @@ pub enum End {
     Broken(#[from] h2::Error),
 }
 
+/// Where what the server opens leads to.
+pub struct Doors {
+    pub kubelet: mpsc::Sender<Box<dyn Stream>>,
+    /// Asks for a relay stream.
+    pub relay: Arc<Notify>,
+}
+
+impl From<mpsc::Sender<Box<dyn Stream>>> for Doors {
+    fn from(kubelet: mpsc::Sender<Box<dyn Stream>>) -> Self {
+        Self { kubelet, relay: Arc::default() }
+    }
+}
+
 /// Serves one tunnel until it ends. `changed` tells of new addresses and routes; `assured` is told whenever the server
 /// has certainly heard this node.
 pub async fn serve(
     io: impl Stream,
-    kubelet: &mpsc::Sender<Box<dyn Stream>>,
+    doors: &Doors,
     rhythm: &mut Rhythm,
     changed: &mut watch::Receiver<u64>,
     assured: &watch::Sender<Option<Instant>>,
@@ -56,7 +70,7 @@ pub async fn serve(
     loop {
         tokio::select! {
             request = connection.accept() => match request {
-                Some(Ok((request, respond))) => hand_over(request, respond, kubelet),
+                Some(Ok((request, respond))) => hand_over(request, respond, doors),
                 Some(Err(error)) => return End::Broken(error),
                 None => return End::Closed,
             },
@@ -96,9 +110,14 @@ async fn beat(
     }
 }
 
-fn hand_over(request: Request<RecvStream>, mut respond: SendResponse<Bytes>, kubelet: &mpsc::Sender<Box<dyn Stream>>) {
+fn hand_over(request: Request<RecvStream>, mut respond: SendResponse<Bytes>, doors: &Doors) {
     let place = match request.uri().path() {
-        KUBELET_PATH => kubelet.try_reserve().map_err(|_| StatusCode::SERVICE_UNAVAILABLE),
+        KUBELET_PATH => doors.kubelet.try_reserve().map_err(|_| StatusCode::SERVICE_UNAVAILABLE),
+        RELAY_PATH => {
+            doors.relay.notify_one();
+            // Nothing more to say.
+            Err(StatusCode::OK)
+        }
         _ => Err(StatusCode::NOT_FOUND),
     };
     let (code, last) = match &place {

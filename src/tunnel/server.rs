@@ -1,12 +1,15 @@
 //! The server's end of a tunnel: opens streams to the node, and hears whether it lives.
 
 use super::stream::TunnelStream;
-use super::{CONNECTION_WINDOW_BYTES, Dial, HEADERS_LIMIT_BYTES, KUBELET_PATH, STREAMS_LIMIT, WINDOW_BYTES};
+use super::{
+    CONNECTION_WINDOW_BYTES, Dial, HEADERS_LIMIT_BYTES, KUBELET_PATH, RELAY_PATH, STREAMS_LIMIT, WINDOW_BYTES,
+};
 use crate::clock::monotonic;
 use crate::sys::Stream;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use h2::client::{Builder, SendRequest};
+use h2::{RecvStream, SendStream};
 use http::{Request, StatusCode};
 use std::io;
 use std::pin::Pin;
@@ -14,7 +17,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::Instant;
 
 /// A node pings far more often than this.
@@ -74,25 +77,38 @@ struct Far {
     places: Arc<Semaphore>,
 }
 
+/// A stream's two directions and its place among the others.
+type Opened = (SendStream<Bytes>, RecvStream, OwnedSemaphorePermit);
+
+impl Far {
+    async fn request(&self, path: &str, is_all: bool) -> io::Result<Opened> {
+        let place = self.places.clone().try_acquire_owned().map_err(|_| {
+            let text = format!("{STREAMS_LIMIT} streams to the node are open already");
+            io::Error::new(io::ErrorKind::QuotaExceeded, text)
+        })?;
+        let request = Request::post(format!("https://node{path}")).body(()).expect("static parts are valid");
+        let gone = |error: h2::Error| io::Error::new(io::ErrorKind::NotConnected, error);
+        let mut requests = self.requests.clone().ready().await.map_err(gone)?;
+        let (response, output) = requests.send_request(request, is_all).map_err(gone)?;
+        let response = response.await.map_err(gone)?;
+        if response.status() != StatusCode::OK {
+            let text = format!("the node refused a stream: {}", response.status());
+            return Err(io::Error::new(io::ErrorKind::ConnectionRefused, text));
+        }
+        Ok((output, response.into_body(), place))
+    }
+}
+
 impl Dial for Far {
     fn dial(&self) -> BoxFuture<'_, io::Result<Box<dyn Stream>>> {
         Box::pin(async move {
-            let request =
-                Request::post(format!("https://node{KUBELET_PATH}")).body(()).expect("static parts are valid");
-            let gone = |error: h2::Error| io::Error::new(io::ErrorKind::NotConnected, error);
-            let place = self.places.clone().try_acquire_owned().map_err(|_| {
-                let text = format!("{STREAMS_LIMIT} streams to the node are open already");
-                io::Error::new(io::ErrorKind::QuotaExceeded, text)
-            })?;
-            let mut requests = self.requests.clone().ready().await.map_err(gone)?;
-            let (response, output) = requests.send_request(request, false).map_err(gone)?;
-            let response = response.await.map_err(gone)?;
-            if response.status() != StatusCode::OK {
-                let text = format!("the node refused a stream: {}", response.status());
-                return Err(io::Error::new(io::ErrorKind::ConnectionRefused, text));
-            }
-            Ok(Box::new(TunnelStream::new(output, response.into_body(), Some(place))) as Box<dyn Stream>)
+            let (output, input, place) = self.request(KUBELET_PATH, false).await?;
+            Ok(Box::new(TunnelStream::new(output, input, Some(place))) as Box<dyn Stream>)
         })
+    }
+
+    fn knock(&self) -> BoxFuture<'_, io::Result<()>> {
+        Box::pin(async move { self.request(RELAY_PATH, true).await.map(drop) })
     }
 }
 

@@ -9,7 +9,7 @@ async fn serve(
     kubelet: &mpsc::Sender<Box<dyn Stream>>,
     changed: &mut watch::Receiver<u64>,
 ) -> node::End {
-    node::serve(io, kubelet, &mut Rhythm::default(), changed, &watch::Sender::new(None)).await
+    node::serve(io, &kubelet.clone().into(), &mut Rhythm::default(), changed, &watch::Sender::new(None)).await
 }
 
 /// A tunnel over a pipe: the server's end, and a node that echoes on every stream.
@@ -126,7 +126,7 @@ async fn a_node_is_sure_of_what_the_server_has_heard_and_of_no_more() {
     let (_changes, mut changed) = watch::channel(0);
     let assured = watch::Sender::new(None);
     let mut sure = assured.subscribe();
-    let node = async move { node::serve(near, &sender, &mut Rhythm::default(), &mut changed, &assured).await };
+    let node = async move { node::serve(near, &sender.into(), &mut Rhythm::default(), &mut changed, &assured).await };
     tokio::spawn(node);
     let tunnel = server::open(far).await.unwrap();
     let mut heard = tunnel.heard.clone();
@@ -184,4 +184,20 @@ async fn the_second_tunnel_of_a_node_replaces_the_first() {
     drop(second);
     assert!(!tunnels.is_connected("a"));
     assert_eq!(tunnels.dial("a").await.err().unwrap().to_string(), "node a is not connected");
+}
+
+#[tokio::test]
+async fn a_knock_at_a_node_is_heard() {
+    let (near, far) = tokio::io::duplex(PIPE_BYTES);
+    let (sender, _streams) = mpsc::channel::<Box<dyn Stream>>(16);
+    let (_changes, mut changed) = watch::channel(0);
+    let doors = node::Doors::from(sender);
+    let knocks = doors.relay.clone();
+    tokio::spawn(async move {
+        node::serve(near, &doors, &mut Rhythm::default(), &mut changed, &watch::Sender::new(None)).await
+    });
+    let tunnel = server::open(far).await.unwrap();
+    tokio::spawn(tunnel.run);
+    tunnel.dial.knock().await.unwrap();
+    tokio::time::timeout(Duration::from_secs(5), knocks.notified()).await.expect("heard");
 }

@@ -14,8 +14,12 @@ const COMMAND_LIMIT_S: u32 = 120;
 pub const SERVER_IP: &str = "192.0.2.1";
 const DETOUR_IP: &str = "192.0.2.253";
 const DETOUR: &str = r#"
-import asyncio, sys
-server, delay = sys.argv[1], float(sys.argv[2])
+import asyncio, os, sys
+server, delay = sys.argv[1], 0.0
+def obey():
+    global delay
+    for line in sys.stdin:
+        delay = float(line)
 async def pump(reader, writer):
     loop = asyncio.get_running_loop()
     queue = asyncio.Queue(1000)
@@ -42,8 +46,7 @@ async def accept(reader, writer):
     await asyncio.gather(pump(reader, far_writer), pump(far_reader, writer), return_exceptions=True)
 async def main():
     await asyncio.start_server(accept, "0.0.0.0", 6443)
-    await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
-    import os
+    await asyncio.get_running_loop().run_in_executor(None, obey)
     os._exit(0)
 asyncio.run(main())
 "#;
@@ -188,6 +191,20 @@ impl Machine {
         lines[lines.len().saturating_sub(60)..].join("\n")
     }
 
+    /// The ways to the other nodes, as `edgelet node paths` prints them on this machine.
+    pub fn paths(&self) -> String {
+        let mut command = self.namespace.run(env!("CARGO_BIN_EXE_edgelet"));
+        command.args(["node", "paths", "--run-dir"]).arg(&self.run_directory);
+        String::from_utf8_lossy(&command.stdin(Stdio::null()).output().unwrap().stdout).into_owned()
+    }
+
+    /// The way to a node and whether it works: two columns of those.
+    pub fn way(&self, to: &str) -> (String, String) {
+        let paths = self.paths();
+        let line = paths.lines().map(|line| line.split_whitespace().collect::<Vec<_>>()).find(|line| line[0] == to);
+        line.map(|line| (line[3].to_owned(), line[5].to_owned())).unwrap_or_default()
+    }
+
     /// Bytes on the machine's own wire so far, both ways.
     #[allow(dead_code, reason = "read by benches/fleet.rs")]
     pub fn wire_bytes(&self) -> u64 {
@@ -204,7 +221,7 @@ impl Machine {
             fs::create_dir_all(root.join(folder)).unwrap();
         }
         fs::copy("/bin/busybox", root.join("bin/busybox")).expect("busybox-static is installed by tests/run");
-        for applet in "sh cat echo ls sleep httpd wget nslookup hostname ps nc".split(' ') {
+        for applet in "sh cat echo ls sleep httpd wget nslookup hostname ps nc ping mkdir chmod dd wc".split(' ') {
             let _ = std::os::unix::fs::symlink("busybox", root.join("bin").join(applet));
         }
         let mut command = self.namespace.run(env!("CARGO_BIN_EXE_edgelet"));
@@ -265,6 +282,8 @@ pub struct Bed {
     pub nodes: BTreeMap<String, Machine>,
     directory: PathBuf,
     unique: String,
+    /// More routers, each with a network of its own behind it.
+    routers: BTreeMap<u8, Namespace>,
     detour: Option<(Namespace, Child)>,
 }
 
@@ -287,7 +306,16 @@ impl Bed {
         router.nft("add rule ip nat out oifname eth0 masquerade");
         let server = machine(&directory, &unique, "server");
         plug(&switch, &server.namespace, "server", SERVER_IP, 24);
-        let mut bed = Self { switch, router, server, nodes: BTreeMap::new(), directory, unique, detour: None };
+        let mut bed = Self {
+            switch,
+            router,
+            server,
+            nodes: BTreeMap::new(),
+            directory,
+            unique,
+            routers: BTreeMap::new(),
+            detour: None,
+        };
         bed.server.build_image();
         bed.start_server();
         bed
@@ -371,18 +399,26 @@ impl Bed {
         self.switch.nft("flush chain bridge trouble frames");
     }
 
-    /// A detour to the server that delays every byte by this much, each way. The kernel's own delays (tc netem)
-    /// are missing from many kernels, so it is a program at an address of its own; it ends with its standard input.
-    pub fn detour(&mut self, delay_s: f64) -> String {
+    /// A detour to the server, at an address of its own. The kernel's own delays (tc netem) are missing from many
+    /// kernels, so it is a program; it ends with its standard input.
+    pub fn detour(&mut self) -> String {
         let namespace = Namespace::new();
         plug(&self.switch, &namespace, "detour", DETOUR_IP, 24);
         let mut command = namespace.run("python3");
-        command.args(["-c", DETOUR, SERVER_IP, &delay_s.to_string()]);
+        command.args(["-c", DETOUR, SERVER_IP]);
         let child = command.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().expect("tests/run installs python3");
         let listens = || ok(namespace.run("ss").args(["-ltn"])).contains(":6443");
         assert!(bounded(Duration::from_secs(20), listens), "the detour listens");
         self.detour = Some((namespace, child));
         format!("https://{DETOUR_IP}:6443")
+    }
+
+    /// Delays every byte that takes the detour from now on by this much, each way.
+    pub fn delay(&mut self, delay_s: f64) {
+        use std::io::Write;
+        let (_, child) = self.detour.as_mut().expect("a detour");
+        let input = child.stdin.as_mut().expect("it listens to us");
+        writeln!(input, "{delay_s}").and_then(|()| input.flush()).expect("it runs");
     }
 
     pub fn start_server(&mut self) {
@@ -419,6 +455,42 @@ impl Bed {
         machine.namespace.ip("route add default via 198.51.100.1");
         machine.build_image();
         self.nodes.insert(name.to_owned(), machine);
+    }
+
+    /// A board alone behind a router of its own, in 10.66.N.0/24. The routers know the way to each other's networks,
+    /// and translate addresses for all else.
+    pub fn add_behind(&mut self, name: &str, number: u8) {
+        let machine = machine(&self.directory, &self.unique, name);
+        let router = Namespace::new();
+        plug(&self.switch, &router, &format!("router{number}"), &format!("192.0.2.{}", 200 + number), 24);
+        router.sysctl("net/ipv4/ip_forward", "1");
+        router.nft("add table ip nat");
+        router.nft("add chain ip nat out { type nat hook postrouting priority 100 ; }");
+        router.nft("add rule ip nat out oifname eth0 ip daddr != 10.66.0.0/16 masquerade");
+        router.nft("add chain ip nat through { type filter hook forward priority 0 ; }");
+        router.ip(&format!("link add name inside type veth peer name eth0 netns {}", pid(&machine.namespace)));
+        router.ip(&format!("addr add 10.66.{number}.1/24 dev inside"));
+        router.ip("link set inside up");
+        machine.namespace.ip(&format!("addr add 10.66.{number}.2/24 dev eth0"));
+        machine.namespace.ip("link set eth0 up");
+        machine.namespace.ip(&format!("route add default via 10.66.{number}.1"));
+        for (other, their) in &self.routers {
+            router.ip(&format!("route add 10.66.{other}.0/24 via 192.0.2.{}", 200 + other));
+            their.ip(&format!("route add 10.66.{number}.0/24 via 192.0.2.{}", 200 + number));
+        }
+        machine.build_image();
+        self.routers.insert(number, router);
+        self.nodes.insert(name.to_owned(), machine);
+    }
+
+    /// Whether the routers let UDP through.
+    pub fn let_udp_through(&self, wanted: bool) {
+        for router in self.routers.values() {
+            router.nft("flush chain ip nat through");
+            if !wanted {
+                router.nft("add rule ip nat through meta l4proto udp drop");
+            }
+        }
     }
 
     pub fn node(&mut self, name: &str) -> &mut Machine {
@@ -469,9 +541,13 @@ impl Bed {
     }
 
     /// Waits for a condition of the world outside; fails the test after two minutes.
-    pub fn until(&self, what: &str, mut condition: impl FnMut(&Self) -> bool) -> Duration {
+    pub fn until(&self, what: &str, condition: impl FnMut(&Self) -> bool) -> Duration {
+        self.until_within(120, what, condition)
+    }
+
+    pub fn until_within(&self, limit_s: u64, what: &str, mut condition: impl FnMut(&Self) -> bool) -> Duration {
         let begun = Instant::now();
-        assert!(bounded(Duration::from_secs(120), || condition(self)), "timed out: {what}\n{}", self.scene());
+        assert!(bounded(Duration::from_secs(limit_s), || condition(self)), "timed out: {what}\n{}", self.scene());
         begun.elapsed()
     }
 
@@ -484,7 +560,7 @@ impl Bed {
             text.push_str(&String::from_utf8_lossy(&output.stderr));
         }
         for machine in std::iter::once(&self.server).chain(self.nodes.values()) {
-            text.push_str(&format!("--- {} ---\n{}\n", machine.name, machine.log()));
+            text.push_str(&format!("--- {} ---\n{}\n{}\n", machine.name, machine.paths(), machine.log()));
         }
         text
     }
@@ -512,7 +588,7 @@ pub fn pod(name: &str, node: &str) -> String {
         r#"
 apiVersion: v1
 kind: Pod
-metadata: {{name: {name}, labels: {{app: {name}}}}}
+metadata: {{name: {name}, labels: {{app: {name}, fleet: storm}}}}
 spec:
   nodeName: {node}
   terminationGracePeriodSeconds: 1
