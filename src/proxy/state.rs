@@ -521,6 +521,30 @@ mod tests {
     }
 
     #[test]
+    fn sticky_fronts_bring_their_chains_once() {
+        let mut state = State::new(DNS);
+        let mut kernel = Kernel::default();
+        let mut sticky = service("10.43.0.7", "TCP", &[]);
+        sticky.spec.session_affinity = "ClientIP".into();
+        state.set_slice("default/web", "s", Some(slice(6, &[2, 3])));
+        let mut timeouts = Vec::new();
+        for timeout_s in [None, Some(10), Some(10), Some(20), Some(10)] {
+            let config = timeout_s.map(|seconds| json!({"clientIP": {"timeoutSeconds": seconds}}));
+            sticky.spec.session_affinity_config = serde_json::from_value(json!(config)).unwrap();
+            state.set_service("default/web", Some(sticky.clone()));
+            let plan = state.plan();
+            kernel.apply(&plan);
+            kernel.assert_equals(&state);
+            timeouts.push(plan.affinities.into_iter().collect::<Vec<_>>());
+        }
+        assert_eq!(timeouts, [vec![10_800], vec![10], vec![], vec![20], vec![]]);
+        let count = |set: &str| kernel.0.keys().filter(|(name, _)| *name == set).count();
+        assert_eq!((count(AFFINITY), count(ALIVE), count(STICKY)), (1, 2, MANY_SLOTS as usize));
+        let chain = kernel.0.iter().find(|((set, _), _)| *set == AFFINITY).unwrap().1;
+        assert_eq!(*chain, Value::Goto("affinity-10".to_owned()));
+    }
+
+    #[test]
     fn host_ports_come_and_go() {
         let mut state = State::new(DNS);
         let mut kernel = Kernel::default();

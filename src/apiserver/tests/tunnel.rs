@@ -6,13 +6,17 @@ use crate::api::object::ObjectExt;
 use crate::client::kubeconfig::Access;
 use crate::client::remote::Remote;
 use crate::client::{LEASES, NODES, SECRETS, WatchEvent, uplink};
+use crate::network::ipam::Cidr;
 use crate::network::resolve::Resolver;
 use crate::pki::certificate::{self, Credentials};
 use crate::pki::node_key::{self, NODES_GROUP, NodeKey};
 use crate::registry::ListOptions;
-use crate::tunnel::{self, Streams};
+use crate::tunnel::node::Doors;
+use crate::tunnel::switch::{Directory, Switch};
+use crate::tunnel::{self, Streams, relay};
 use futures_util::StreamExt;
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{mpsc, watch};
 
@@ -97,13 +101,68 @@ async fn nobody_else_gets_a_tunnel() {
         (client(&served, "edgelet-admin", Some("system:masters")), 403),
     ];
     for (remote, code) in cases {
-        let error = remote.upgrade(tunnel::PATH, tunnel::PROTOCOL).await.err().expect("refused");
-        assert_eq!(error.code, code, "{error}");
+        for (path, protocol) in [(tunnel::PATH, tunnel::PROTOCOL), (relay::PATH, relay::PROTOCOL)] {
+            let error = remote.upgrade(path, protocol).await.err().expect("refused");
+            assert_eq!(error.code, code, "{error}");
+        }
     }
     let node = node_client(&served, "a").await;
     let error = node.upgrade(tunnel::PATH, "websocket").await.err().expect("refused");
     assert_eq!((error.code, error.message.contains("edgelet-tunnel")), (400, true), "{error}");
     assert!(!served.cluster.server.tunnels().is_connected("a"));
+}
+
+/// Nodes `a` and `b` have 10.42.0.0/24 and 10.42.1.0/24.
+struct PodNetworks;
+
+impl Directory for PodNetworks {
+    fn pods_of(&self, node: &str) -> Option<Cidr> {
+        ["a", "b"]
+            .iter()
+            .position(|name| *name == node)
+            .map(|index| CLUSTER.parse::<Cidr>().unwrap().parts(24).nth(index).unwrap())
+    }
+
+    fn owner_of(&self, ip: Ipv4Addr) -> Option<(String, Cidr)> {
+        let owns = |node: &&str| self.pods_of(node).is_some_and(|pods| pods.contains(ip));
+        ["a", "b"].into_iter().find(owns).and_then(|node| Some((node.to_owned(), self.pods_of(node)?)))
+    }
+}
+
+const CLUSTER: &str = "10.42.0.0/16";
+
+#[tokio::test]
+async fn packets_of_one_node_reach_another_through_the_server() {
+    let mut served = serve().await;
+    let tunnels = served.cluster.server.tunnels().clone();
+    let (a, b) = (node_client(&served, "a").await, node_client(&served, "b").await);
+    let error = a.upgrade(relay::PATH, relay::PROTOCOL).await.err().expect("refused");
+    assert_eq!(error.code, 404, "no relay here: {error}");
+    served.cluster.server.relay_through(Switch::new(tunnels.clone(), Box::new(PodNetworks)));
+    let (sender, _streams) = mpsc::channel(4);
+    let doors = Doors::from(sender);
+    let (knocks, shutdown) = (doors.relay.clone(), served.tree.shutdown());
+    let states = watch::channel(uplink::State::default()).0;
+    served.tree.spawn(
+        "uplink",
+        uplink::run(b.clone(), doors, watch::channel(0).1, states, watch::Sender::new(None), shutdown),
+    );
+    while !tunnels.is_connected("b") {
+        tokio::task::yield_now().await;
+    }
+    // A stream of `a`; `b` opens one when the server knocks.
+    let mut from = a.upgrade(relay::PATH, relay::PROTOCOL).await.unwrap();
+    let mut packet = [7; 40];
+    packet[0] = 0x45;
+    packet[12..16].copy_from_slice(&[10, 42, 0, 9]);
+    packet[16..20].copy_from_slice(&[10, 42, 1, 9]);
+    from.write_all(&[&[0, 40], &packet[..]].concat()).await.unwrap();
+    knocks.notified().await;
+    let mut to = b.upgrade(relay::PATH, relay::PROTOCOL).await.unwrap();
+    let mut read = [0; 42];
+    to.read_exact(&mut read).await.unwrap();
+    assert_eq!(read[2..], packet);
+    served.tree.end(Duration::from_secs(5)).await;
 }
 
 #[tokio::test]
