@@ -8,7 +8,7 @@ use crate::sys::bpf::{self, DeviceRule};
 use crate::sys::cgroup::Limits;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// Below this the runtime's own set-up would not fit into the container's group.
 const MEMORY_FLOOR_BYTES: i64 = 6 << 20;
@@ -114,8 +114,10 @@ pub struct Input<'a> {
     pub passwd: &'a str,
     pub group: &'a str,
     pub rootfs: &'a Path,
-    /// Holds `hosts`, `resolv.conf`, `hostname` and `shm`.
-    pub pod_directory: &'a Path,
+    /// Holds `hosts`, `resolv.conf` and `hostname`.
+    pub files: &'a Path,
+    /// The pod's `/dev/shm`.
+    pub shm: &'a Path,
     /// The host's file that is mounted where the container writes its last words.
     pub termination_log: Option<&'a Path>,
     pub cgroup_path: &'a str,
@@ -452,13 +454,12 @@ fn same_place(own: &str, default: &Value) -> bool {
 
 fn pod_files(input: &Input<'_>) -> Vec<Value> {
     let access = if input.container.security.read_only_root { "ro" } else { "rw" };
-    let directory = input.pod_directory;
-    let shm = if input.sandbox.host_ipc { PathBuf::from("/dev/shm") } else { directory.join("shm") };
-    let mut mounts = vec![bind("/dev/shm", &shm, &["rbind", "rprivate", "nosuid", "noexec", "nodev"])];
+    let shm = if input.sandbox.host_ipc { Path::new("/dev/shm") } else { input.shm };
+    let mut mounts = vec![bind("/dev/shm", shm, &["rbind", "rprivate", "nosuid", "noexec", "nodev"])];
     for (name, destination) in
         [("hosts", "/etc/hosts"), ("hostname", "/etc/hostname"), ("resolv.conf", "/etc/resolv.conf")]
     {
-        mounts.push(bind(destination, &directory.join(name), &["rbind", "rprivate", access]));
+        mounts.push(bind(destination, &input.files.join(name), &["rbind", "rprivate", access]));
     }
     if let Some(log) = input.termination_log {
         mounts.push(bind(&input.container.termination_message_path, log, &["rbind", "rprivate", "rw"]));

@@ -63,11 +63,12 @@ fn overlay_by_options(lower: &[PathBuf], upper: &Path, work: &Path, target: &Pat
     mount(&volatile).or_else(|_| mount(&options))
 }
 
-/// A file system in memory, `size_bytes` at most, sticky and writable by all.
-pub fn tmpfs(target: &Path, size_bytes: u64) -> io::Result<()> {
-    let options = std::ffi::CString::new(format!("mode=1777,size={size_bytes}")).expect("digits have no zero byte");
+/// A file system in memory, `size_bytes` at most, listed as `name`, whose root has `mode`.
+pub fn tmpfs(name: &str, target: &Path, mode: u32, size_bytes: u64) -> io::Result<()> {
+    let options = format!("mode={mode:o},size={size_bytes}");
+    let options = std::ffi::CString::new(options).expect("digits have no zero byte");
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-    Ok(rustix::mount::mount("shm", target, "tmpfs", flags, Some(options.as_c_str()))?)
+    Ok(rustix::mount::mount(name, target, "tmpfs", flags, Some(options.as_c_str()))?)
 }
 
 /// Unmounts everything stacked at `target`. Nothing there is success.

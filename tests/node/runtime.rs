@@ -15,7 +15,7 @@ use edgelet::sys::netns;
 use edgelet::telemetry::Trace;
 use futures_util::FutureExt;
 use std::future::Future;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -571,6 +571,51 @@ fn pods_share_what_they_are_told_to() {
         assert_eq!(exec(&runtime, &second, "cat /dev/shm/file; hostname").await.1, "shared\npod-shared\n");
         runtime.stop_container(&first, Duration::ZERO).await.unwrap();
         assert_eq!(exec(&runtime, &second, "echo lives").await.1, "lives\n");
+    });
+}
+
+/// What the files below a directory take, those of images left out.
+fn taken_bytes(directory: &Path) -> u64 {
+    let entries = std::fs::read_dir(directory).unwrap().flatten().filter(|entry| entry.file_name() != "rootfs");
+    let taken = entries.map(|entry| match entry.metadata().unwrap() {
+        metadata if metadata.is_dir() => taken_bytes(&entry.path()),
+        metadata => metadata.blocks() * 512,
+    });
+    taken.sum()
+}
+
+#[test]
+fn a_container_cannot_fill_the_hosts_run_directory() {
+    story(|node| async {
+        let runtime = node.runtime().await;
+        runtime.run_sandbox(sandbox("full")).await.unwrap();
+        let directory = node.run_directory.join("pods/full");
+        let before = taken_bytes(&directory);
+        let script = "for file in /etc/hosts /etc/hostname /etc/resolv.conf /dev/termination-log; do \
+                      head -c 8000000 /dev/zero | cat > $file || echo full; done; sleep 1000";
+        let id = run(&runtime, "full", container(script)).await;
+        let filled = async {
+            while log(&runtime, "full").iter().filter(|line| *line == "stdout F full").count() < 4 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, filled).await.expect("every file has an end");
+        let grown = taken_bytes(&directory) - before;
+        assert!((512 << 10..(1 << 20) + (64 << 10)).contains(&grown), "{grown} bytes");
+        run(&runtime, "next", container("sleep 1000")).await;
+        drop(runtime);
+        let runtime = node.runtime().await;
+        // The pod itself is not lost either.
+        runtime.stop_container(&id, Duration::ZERO).await.unwrap();
+        runtime.stop_sandbox("full").await.unwrap();
+        let again = ContainerConfig { attempt: 1, ..container("sleep 1000") };
+        let id = run(&runtime, "full", again).await;
+        let (_, hosts) = exec(&runtime, &id, "cat /etc/hosts /etc/hostname").await;
+        assert!(hosts.starts_with("# Kubernetes-managed hosts file.") && hosts.ends_with("pod-full\n"), "{hosts}");
+        runtime.remove_sandbox("full", false).await.unwrap();
+        assert!(!directory.exists());
+        let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
+        assert!(!mounts.contains(directory.to_str().unwrap()), "{mounts}");
     });
 }
 

@@ -123,7 +123,8 @@ impl LibcontainerRuntime {
             passwd: &passwd,
             group: &group,
             rootfs: &rootfs,
-            pod_directory: &paths.directory,
+            files: &paths.files(),
+            shm: &paths.shm(),
             termination_log: has_termination.then_some(termination.as_path()),
             cgroup_path: &cgroup,
             cgroup_v2: self.0.cgroups.is_v2(),
@@ -316,7 +317,11 @@ impl LibcontainerRuntime {
             mount::unmount(&paths.rootfs(&id))?;
             let layer = remove_tree(&paths.layer(&id));
             let state = remove_tree(&paths.state().join(&id));
-            layer.and(state).and(remove_tree(&paths.container(&id)))
+            let termination = match std::fs::remove_file(paths.termination_log(&id)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+                _ => Ok(()),
+            };
+            layer.and(state).and(termination).and(remove_tree(&paths.container(&id)))
         });
         removed.await.map_err(|error| other(format!("remove container files: {error}")))
     }

@@ -75,6 +75,12 @@ impl PodPaths {
         self.directory.join("shm")
     }
 
+    /// All that containers can write of what is in memory, on a file system of their own: the run
+    /// directory is the whole host's.
+    pub fn files(&self) -> PathBuf {
+        self.directory.join("files")
+    }
+
     /// libcontainer's own state.
     pub fn state(&self) -> PathBuf {
         self.directory.join("state")
@@ -101,7 +107,7 @@ impl PodPaths {
     }
 
     pub fn termination_log(&self, id: &str) -> PathBuf {
-        self.container(id).join("termination-log")
+        self.files().join(format!("termination-log-{id}"))
     }
 
     pub fn layer(&self, id: &str) -> PathBuf {

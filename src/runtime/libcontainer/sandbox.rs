@@ -20,6 +20,9 @@ use tokio::sync::watch;
 
 /// `/dev/shm` of a pod, as everywhere.
 const SHM_BYTES: u64 = 64 << 20;
+/// What a pod's containers may write to `/etc/hosts` and the like, and as their last words, beyond what
+/// these files hold at first: whole messages (4 KiB) of 250 containers, of 60 with pages of 16 KiB.
+const FILES_BYTES: u64 = 1 << 20;
 /// How long killed containers may take to end.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
 /// How long an idle shim may take to end.
@@ -125,7 +128,7 @@ impl LibcontainerRuntime {
     /// Blocking: directories, record, groups, shared memory, shim. The record comes first, so that a
     /// crash at any later point is found and cleaned.
     fn prepare(&self, paths: &PodPaths, uid: &str, record: &SandboxRecord) -> io::Result<()> {
-        for directory in [paths.containers(), paths.state(), paths.shm()] {
+        for directory in [paths.containers(), paths.state(), paths.shm(), paths.files()] {
             std::fs::create_dir_all(directory)?;
         }
         record::save(&paths.record(), record)?;
@@ -134,7 +137,7 @@ impl LibcontainerRuntime {
         let log = paths.directory.join("shim.log");
         binary::start_shim(&self.0.binary, uid, &log, listener, &self.0.shim_cgroup)?;
         if !record.config.host_ipc {
-            mount::tmpfs(&paths.shm(), SHM_BYTES)?;
+            mount::tmpfs("shm", &paths.shm(), 0o1777, SHM_BYTES)?;
         }
         self.0.cgroups.create(&record.cgroup, &spec::limits(&record.config.resources))
     }
@@ -403,6 +406,8 @@ impl LibcontainerRuntime {
             for entry in std::fs::read_dir(paths.containers()).into_iter().flatten().flatten() {
                 result = result.and(mount::unmount(&entry.path().join("rootfs")));
             }
+            // Not when the pod stops: a restart still reads the last words of its containers.
+            result = result.and(mount::unmount(&paths.files()));
             result = result.and(remove_tree(&paths.layers));
             let volumes = this.0.volumes.remove(&uid_owned).map_err(|error| io::Error::other(error.message));
             result = result.and(volumes).and(this.0.cgroups.remove(&record.cgroup));
@@ -438,7 +443,8 @@ fn sandbox_request(config: &SandboxConfig, attachment: Option<&Attachment>) -> S
     }
 }
 
-/// Files that all containers of the pod have mounted.
+/// Files that all containers of the pod have mounted. What a former sandbox of the pod wrote goes: it may
+/// have left no space.
 fn write_files(paths: &PodPaths, config: &SandboxConfig, ip: Option<IpAddr>) -> io::Result<()> {
     let host = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     let hosts = if config.host_network {
@@ -447,10 +453,15 @@ fn write_files(paths: &PodPaths, config: &SandboxConfig, ip: Option<IpAddr>) -> 
         spec::hosts_file(config, ip)
     };
     let resolv_conf = config.resolv_conf.clone().unwrap_or_else(|| host("/etc/resolv.conf"));
+    let files = paths.files();
+    mount::unmount(&files)?;
+    // The host's own list of hosts, say of those to block, can be long.
+    let size_bytes = FILES_BYTES + (hosts.len() + resolv_conf.len()) as u64;
+    mount::tmpfs("edgelet", &files, 0o755, size_bytes)?;
     // Readable by every user in the containers; the directory above is root's alone.
-    std::fs::write(paths.directory.join("hosts"), hosts)?;
-    std::fs::write(paths.directory.join("resolv.conf"), resolv_conf)?;
-    std::fs::write(paths.directory.join("hostname"), format!("{}\n", config.hostname))
+    std::fs::write(files.join("hosts"), hosts)?;
+    std::fs::write(files.join("resolv.conf"), resolv_conf)?;
+    std::fs::write(files.join("hostname"), format!("{}\n", config.hostname))
 }
 
 fn load_containers(paths: &PodPaths) -> std::collections::BTreeMap<String, Container> {
