@@ -150,6 +150,16 @@ impl Clock {
     }
 }
 
+impl Clock {
+    /// Waits until somebody may have set the clock, which may make a date come that never would: at once where that
+    /// is known, else within an hour.
+    pub async fn may_be_set(&self) {
+        let mut jumps = self.0.jumps.subscribe();
+        // Either way it is time to look.
+        let _ = tokio::time::timeout(LOOK_AGAIN, jumps.changed()).await;
+    }
+}
+
 /// `metav1.Time`: whole seconds.
 pub fn rfc3339(at: Timestamp) -> String {
     at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()

@@ -101,6 +101,7 @@ impl ApiServer {
             tokio::select! {
                 () = shutdown.requested() => break,
                 () = self.clock().sleep_until(renew_at) => {}
+                () = self.clock().may_be_set() => {}
                 // Neither sender goes before the server.
                 _ = names.changed() => {}
                 _ = authorities.changed() => clients.follow(&self.pki().trust())?,

@@ -4,7 +4,7 @@
 use super::joined::access;
 use crate::client::uplink::State;
 use crate::client::{Client, Remote, enroll};
-use crate::clock::Clock;
+use crate::clock::{Clock, monotonic};
 use crate::pki::node_identity::NodeIdentity;
 use crate::pki::{certificate, join_token};
 use crate::supervise::Shutdown;
@@ -12,10 +12,15 @@ use anyhow::Context;
 use jiff::{SignedDuration, Timestamp};
 use std::time::Duration;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 /// A certificate lives a year; it is renewed this long before its end, or up to a month earlier.
 const BEFORE_END: SignedDuration = SignedDuration::from_hours(24 * 120);
 const SPREAD: Duration = Duration::from_secs(3600 * 24 * 30);
+/// From one renewal to the next.
+const AGAIN: Duration = Duration::from_secs(3600);
+/// The same when the server refuses what it has signed.
+const AGAIN_REFUSED: Duration = Duration::from_secs(60);
 const RETRY_FIRST: Duration = Duration::from_secs(5);
 const RETRY_LIMIT: Duration = Duration::from_secs(3600);
 
@@ -38,9 +43,17 @@ impl Renewal {
 
     async fn keep(&mut self, mut state: watch::Receiver<State>) {
         let early = fastrand::f64();
-        let (mut retry, mut doubt) = (RETRY_FIRST, Doubt::None);
+        let (mut retry, mut doubt, mut renewed) = (RETRY_FIRST, Doubt::None, None::<Instant>);
         loop {
             let due_at = renew_at(self.not_after, early);
+            let rest = rest(doubt, renewed.map(|renewed| renewed.elapsed()));
+            if !rest.is_zero() {
+                tokio::select! {
+                    () = self.clock.sleep(rest) => {}
+                    Ok(()) = state.changed() => doubt = doubt.max(Doubt::of(&state.borrow_and_update())),
+                }
+                continue;
+            }
             if doubt == Doubt::None && self.clock.now() < due_at {
                 tokio::select! {
                     () = self.clock.sleep_until(due_at) => {}
@@ -49,7 +62,10 @@ impl Renewal {
                 continue;
             }
             match self.check(doubt, due_at, &state).await {
-                Ok(()) => (retry, doubt) = (RETRY_FIRST, Doubt::None),
+                Ok(did) => {
+                    renewed = if did { Some(monotonic()) } else { renewed };
+                    (retry, doubt) = (RETRY_FIRST, Doubt::None);
+                }
                 Err(error) => {
                     tracing::warn!(error = format!("{error:#}"), "cannot renew the node's certificate; retrying");
                     let answers = answers(&state.borrow_and_update());
@@ -63,18 +79,18 @@ impl Renewal {
         }
     }
 
-    /// Renews if the certificate is due or counts no longer.
-    async fn check(&mut self, doubt: Doubt, due_at: Timestamp, state: &watch::Receiver<State>) -> anyhow::Result<()> {
+    /// Renews if the certificate is due or counts no longer; whether it has.
+    async fn check(&mut self, doubt: Doubt, due_at: Timestamp, state: &watch::Receiver<State>) -> anyhow::Result<bool> {
         let wanted = self.clock.now() >= due_at || doubt == Doubt::Refused || self.is_of_former_authority().await?;
         if !wanted {
-            return Ok(());
+            return Ok(false);
         }
         self.renew().await?;
         tracing::info!(not_after = %self.not_after, "the node's certificate has been renewed");
         if !matches!(&*state.borrow(), State::Connected) {
             self.remote.reconnect()?;
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Whether the server's current authority, the first it sends, is not the one that signed this node's certificate.
@@ -122,7 +138,7 @@ impl Renewal {
 }
 
 /// What the connection says of the certificate.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Doubt {
     None,
     /// It was made anew: its end may have come of a new authority.
@@ -139,6 +155,17 @@ impl Doubt {
             _ => Self::None,
         }
     }
+}
+
+/// How long a certificate is left alone that was renewed so long ago. One that seems due again at once was dated by
+/// another clock: a storm of requests would not mend that.
+fn rest(doubt: Doubt, since_renewed: Option<Duration>) -> Duration {
+    let least = match doubt {
+        Doubt::None => AGAIN,
+        Doubt::Reconnected => Duration::ZERO,
+        Doubt::Refused => AGAIN_REFUSED,
+    };
+    since_renewed.map_or(Duration::ZERO, |since| least.saturating_sub(since))
 }
 
 fn answers(state: &State) -> bool {
@@ -172,6 +199,21 @@ mod tests {
         assert_eq!(renew_at(end, 0.0), at("2027-07-26T00:00:00Z"));
         assert_eq!(renew_at(end, 1.0), at("2027-06-26T00:00:00Z"));
         assert_eq!(renew_at(Timestamp::MIN, 1.0), Timestamp::MIN);
+    }
+
+    #[test]
+    fn a_renewed_certificate_is_left_alone_for_a_while() {
+        for (doubt, since_s, rest_s) in [
+            (Doubt::None, None, 0),
+            (Doubt::None, Some(600), 3000),
+            (Doubt::None, Some(3600), 0),
+            (Doubt::Reconnected, Some(1), 0),
+            (Doubt::Refused, None, 0),
+            (Doubt::Refused, Some(10), 50),
+            (Doubt::Refused, Some(60), 0),
+        ] {
+            assert_eq!(rest(doubt, since_s.map(Duration::from_secs)), Duration::from_secs(rest_s), "{doubt:?}");
+        }
     }
 
     #[test]

@@ -156,6 +156,8 @@ impl Authority {
             .is_ok_and(|key| certificate.public_key().subject_public_key.data == key.public_key_raw());
         key_matches
             && now.max(EARLIEST) < kept.renew_at()
+            // A clock that was ahead has been set back: what was issued meanwhile is not valid yet.
+            && certificate.validity().not_before.timestamp() <= now.max(EARLIEST).as_second()
             && certificate::common_name(&certificate) == request.common_name
             && certificate::organizations(&certificate).as_slice() == request.organization.as_slice()
             // More names are no reason: an address that is away for a while makes no new certificate.

@@ -258,6 +258,17 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_clock_that_was_years_ahead_leaves_no_certificate_of_tomorrow_behind() {
+        let dir = tempfile::tempdir().unwrap();
+        let ahead = open(dir.path(), "2036-11-23T00:00:00Z").server_credentials(&names()).unwrap();
+        let now: Timestamp = "2026-11-23T00:00:00Z".parse().unwrap();
+        let back = open(dir.path(), &now.to_string()).server_credentials(&names()).unwrap();
+        assert_ne!(back.certificate_pem, ahead.certificate_pem);
+        let (from, to) = certificate::validity(&back.der().unwrap().0).unwrap();
+        assert!(from <= now && now < to);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_board_whose_clock_starts_at_the_epoch_still_gets_usable_certificates() {
         let dir = tempfile::tempdir().unwrap();
         let pki = open(dir.path(), "1970-01-01T00:01:00Z");

@@ -44,6 +44,7 @@ pub(super) async fn keep(config: Config, pki: Pki, api: ApiServer, address: Sock
             },
             _ = authorities.changed() => {}
             () = clock.sleep_until(renew_at) => {}
+            () = clock.may_be_set() => {}
         }
     }
 }

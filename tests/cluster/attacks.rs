@@ -11,6 +11,7 @@ use edgelet::pki::authority::Authority;
 use edgelet::pki::certificate::{Credentials, Request};
 use edgelet::pki::join_token::JoinToken;
 use edgelet::registry::{DeleteOptions, PatchType};
+use edgelet::tunnel;
 use serde_json::json;
 use std::io;
 use std::sync::{Arc, Mutex};
@@ -285,4 +286,62 @@ async fn oversized_and_slow_requests_are_ended() {
     let _ = plain.read_to_end(&mut rest).await;
     assert!(!rest.starts_with(b"HTTP/"));
     fleet.ready("one").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_tunnel_is_a_nodes_own_and_carries_only_what_the_server_opens() {
+    let log = Log::capture();
+    let (fleet, boards) = Fleet::of(&["one", "two"]).await;
+    let line = &boards[1].line;
+    let strangers = [
+        ("admin", with_credentials(&fleet, line, &fleet.pki.issue_client("admin", Some("system:masters")).unwrap())),
+        ("alice", with_credentials(&fleet, line, &fleet.pki.issue_client("alice", None).unwrap())),
+        ("system:node:one", with_credentials(&fleet, line, &fleet.pki.issue_client("system:node:one", None).unwrap())),
+        ("system:anonymous", with(&fleet, line, |_| {})),
+    ];
+    for (who, stranger) in strangers {
+        let error = refusal(stranger.upgrade(tunnel::PATH, tunnel::PROTOCOL).await.map(drop));
+        assert_eq!(error.code, 403, "{who}: {error}");
+        log.says(&["refused", "tunnel", who]);
+    }
+    assert!(fleet.tunnels.is_connected("one"));
+
+    // A second tunnel ends the first, and only one leads to the node.
+    let node = as_node(&boards[1], &fleet);
+    let calls = line.calls();
+    let second = node.upgrade(tunnel::PATH, tunnel::PROTOCOL).await.unwrap();
+    tokio::spawn(async move {
+        let mut connection = h2::server::handshake(second).await.unwrap();
+        while connection.accept().await.is_some() {}
+    });
+    seconds(2).await;
+    log.says(&["two", "the node has opened another tunnel"]);
+    boards[1].connected().await;
+    seconds(60).await;
+    assert!(fleet.tunnels.is_connected("two") && line.calls() < calls + 60, "{} calls", line.calls() - calls);
+    assert!(fleet.tunnels.is_connected("one"), "another's tunnel is not its matter");
+
+    // A node that opens streams itself, as if it were the client.
+    let wrong = node.upgrade(tunnel::PATH, tunnel::PROTOCOL).await.unwrap();
+    let client = h2::client::handshake(wrong).await;
+    if let Ok((requests, connection)) = client {
+        tokio::spawn(async move { drop(connection.await) });
+        let asked = async {
+            let mut requests = requests.ready().await?;
+            let request = http::Request::get("https://server/api/v1/secrets").body(()).unwrap();
+            requests.send_request(request, true)?.0.await
+        };
+        let answer = tokio::time::timeout(std::time::Duration::from_secs(30), asked).await;
+        assert!(!matches!(answer, Ok(Ok(_))), "nothing answers inside a tunnel: {answer:?}");
+    }
+    seconds(30).await;
+    log.says(&["two", "node disconnected"]);
+
+    // The node itself comes back.
+    boards[1].line.tear();
+    boards[1].connected().await;
+    seconds(30).await;
+    fleet.ready("two").await;
+    assert!(fleet.tunnels.is_connected("two"));
+    assert_eq!(fleet.list(NODES, "").await.len(), 2);
 }

@@ -2,7 +2,7 @@
 
 use super::fleet::{Board, Fleet, seconds};
 use edgelet::api::object::ObjectExt;
-use edgelet::client::PODS;
+use edgelet::client::{CERTIFICATESIGNINGREQUESTS, PODS};
 use edgelet::node::joining::Step;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::json;
@@ -49,6 +49,8 @@ async fn a_nodes_clock_may_jump_ten_years_either_way() {
         assert!(off(&fleet, board).as_secs() <= 300, "round {round}: off by {:#}", off(&fleet, board));
     }
     assert_eq!(board.starts(&first), 1);
+    let requests = fleet.list(CERTIFICATESIGNINGREQUESTS, "").await.len();
+    assert!(requests < 20, "{requests} requests for certificates");
 }
 
 #[tokio::test(start_paused = true)]
@@ -72,6 +74,28 @@ async fn a_board_starts_with_any_clock_and_goes_by_the_servers() {
         boards[0].connected().await;
         fleet.ready("one").await;
         assert!(off(&fleet, &boards[0]).as_secs() <= 300, "{machine}: off by {:#}", off(&fleet, &boards[0]));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_servers_clock_may_jump_ten_years_either_way() {
+    let (fleet, boards) = Fleet::of(&["one", "two"]).await;
+    let first = pod(&fleet, "first").await;
+    for (round, by) in [TEN_YEARS, -TEN_YEARS, -TEN_YEARS, TEN_YEARS].into_iter().enumerate() {
+        fleet.clock.jump(by);
+        seconds(120).await;
+        for board in &boards {
+            board.line.tear();
+            board.connected().await;
+            fleet.ready(&board.name).await;
+        }
+        pod(&fleet, &format!("after-{round}")).await;
+    }
+    assert_eq!(boards[0].starts(&first), 1);
+    // A day later nobody is off any more, wherever the server's clock has been.
+    sleep_through(Duration::from_secs(24 * 3600)).await;
+    for board in &boards {
+        assert!(off(&fleet, board).as_secs() <= 300, "{}: off by {:#}", board.name, off(&fleet, board));
     }
 }
 

@@ -13,12 +13,11 @@ fn request(name: &str, user: &str, key: &KeyPair) -> String {
     params.distinguished_name.push(DnType::CommonName, user);
     params.distinguished_name.push(DnType::OrganizationName, "dev");
     let pem = params.serialize_request(key).unwrap().pem().unwrap();
-    format!(
-        "{{apiVersion: certificates.k8s.io/v1, kind: CertificateSigningRequest, metadata: {{name: {name}}}, spec: \
-         {{request: {}, signerName: kubernetes.io/kube-apiserver-client, usages: [client auth], \
-         expirationSeconds: 86400}}}}",
-        STANDARD.encode(pem)
-    )
+    // JSON: kubectl 1.20 takes whatever begins with a brace for it.
+    serde_json::json!({"apiVersion": "certificates.k8s.io/v1", "kind": "CertificateSigningRequest",
+        "metadata": {"name": name}, "spec": {"request": STANDARD.encode(pem), "usages": ["client auth"],
+            "signerName": "kubernetes.io/kube-apiserver-client"}})
+    .to_string()
 }
 
 fn approve(board: &Board, kubectl: &Path) {
