@@ -379,7 +379,7 @@ mod tests {
         assert_eq!(assigned(&[], local.clone(), Some(&made)).unwrap()["spec"]["healthCheckNodePort"], number);
         let mut asking = local.clone();
         asking["spec"]["healthCheckNodePort"] = number.into();
-        let taken = assigned(&[made.clone()], asking.clone(), None).unwrap_err().to_string();
+        let taken = assigned(std::slice::from_ref(&made), asking.clone(), None).unwrap_err().to_string();
         assert!(taken.contains("spec.healthCheckNodePort") && taken.contains("already allocated"), "{taken}");
         asking["spec"]["healthCheckNodePort"] = json!(if number == 30_000 { 30_001 } else { 30_000 });
         assert!(assigned(&[], asking, Some(&made)).is_err(), "it cannot be changed");
