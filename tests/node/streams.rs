@@ -68,7 +68,8 @@ fn a_board_behind_a_router_is_reached_by_streams_larger_than_any_window() {
 
     let edgelet = |arguments: &[&str]| {
         let mut command = bed.server.namespace.run("timeout");
-        command.arg("60").arg(env!("CARGO_BIN_EXE_edgelet")).args(arguments);
+        // Killed, `timeout` leaves its child alone; the kernel does not.
+        command.args(["60", "setpriv", "--pdeathsig", "KILL"]).arg(env!("CARGO_BIN_EXE_edgelet")).args(arguments);
         command.env("KUBECONFIG", bed.server.data().join("kubeconfig"));
         started(&mut command)
     };
