@@ -93,7 +93,7 @@ async fn a_renewal_that_fails_is_tried_again_by_itself() {
     // The key's record says another key: the server denies, for a while.
     let record = fleet.get(SECRETS, "kube-system", "one.node-key").await.unwrap();
     let key = record.at(&["data", "spki-sha256"]).cloned().unwrap();
-    let calls = board.line.calls();
+    let (calls, begun) = (board.line.calls(), tokio::time::Instant::now());
     let other = json!({"data": {"spki-sha256": base64::Engine::encode(
         &base64::engine::general_purpose::STANDARD, "00".repeat(32))}});
     fleet.patch(SECRETS, "kube-system", "one.node-key", "", other).await;
@@ -104,7 +104,9 @@ async fn a_renewal_that_fails_is_tried_again_by_itself() {
     // Then it is right again, and no connection tells the board so.
     fleet.patch(SECRETS, "kube-system", "one.node-key", "", json!({"data": {"spki-sha256": key}})).await;
     until("renewed by itself", 4000, || ends(board) > before).await;
-    assert!(board.line.calls() < calls + 60, "{} connections", board.line.calls() - calls);
+    // The tunnel and the API each try twice a minute; how many minutes it takes is up to chance.
+    let (more, minutes) = (board.line.calls() - calls, begun.elapsed().as_secs() / 60);
+    assert!(more <= 10 + 6 * minutes, "{more} connections in {minutes} minutes");
 }
 
 #[tokio::test(start_paused = true)]

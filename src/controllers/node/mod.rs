@@ -24,6 +24,7 @@ use serde_json::{Value, json};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 use zone::{Health, Pace};
 
@@ -32,6 +33,10 @@ const LEASE_NAMESPACE: &str = "kube-node-lease";
 const QUARANTINE: Duration = Duration::from_secs(40);
 /// After a sign of life that was not seen here yet.
 const RECHECK: Duration = Duration::from_secs(1);
+/// Stands for all lost nodes; no node has this key.
+const LOST_NODES: &str = "*";
+/// Keys on their way to the queue.
+const ASKED_LIMIT: usize = 64;
 /// Name of the index of pods by node.
 pub const BY_NODE: &str = "node";
 
@@ -45,6 +50,16 @@ struct Seen {
     ready: bool,
     /// Since when it has had NoExecute taints.
     tainted: Option<Timestamp>,
+}
+
+/// What a look at a node has found.
+struct Observed {
+    /// How long the node has given no sign of life.
+    quiet: Duration,
+    /// Since when it has had NoExecute taints.
+    tainted: Option<Timestamp>,
+    /// It has become ready or stopped being so.
+    turned: bool,
 }
 
 /// What keeps many nodes from being given up at once.
@@ -97,6 +112,8 @@ pub struct Controller {
     storm: Mutex<Storm>,
     /// When nodes that pods name were first missed.
     missing: Mutex<HashMap<String, Instant>>,
+    /// Keys to look at.
+    ask: mpsc::Sender<String>,
 }
 
 impl Controller {
@@ -109,13 +126,10 @@ impl Controller {
             let name = change.key.rsplit('/').next().unwrap_or_default();
             vec![format!("/{name}")]
         };
-        let of_recovery = {
-            let nodes = nodes.clone();
-            move |change: &Change| lost_nodes_after(change, &nodes)
-        };
+        let (ask, asked) = mpsc::channel(ASKED_LIMIT);
         let sources = vec![
             Source::own(&nodes),
-            Source::new(&nodes, of_recovery),
+            Source::Asked(asked),
             Source::new(&leases, of_lease),
             Source::new(&pods, node_of_placed),
         ];
@@ -130,20 +144,31 @@ impl Controller {
             seen: Mutex::default(),
             storm: Mutex::default(),
             missing: Mutex::default(),
+            ask,
         };
         (Arc::new(controller), sources)
     }
 
     async fn sync(&self, key: &str) -> Result<Option<Duration>> {
+        if key == LOST_NODES {
+            self.ask_lost().await;
+            return Ok(None);
+        }
         let name = key.trim_start_matches('/');
         let Some(item) = self.nodes.by_key(key) else {
-            self.seen.lock().expect("no panic while locked").remove(name);
+            let seen = self.seen.lock().expect("no panic while locked").remove(name);
+            if seen.is_some() {
+                self.ask(LOST_NODES).await;
+            }
             return self.clear_missing(name).await;
         };
         self.missing.lock().expect("no panic while locked").remove(name);
         let node: Node = item.view()?;
         let now = self.tools.clock.now();
-        let (quiet, tainted) = self.observe(&node, &item, now)?;
+        let Observed { quiet, tainted, turned } = self.observe(&node, &item, now)?;
+        if turned {
+            self.ask(LOST_NODES).await;
+        }
         let silent = quiet >= self.grace;
         let left = self.grace.saturating_sub(quiet);
         let (giving, wait) = self.giving(&node, silent);
@@ -160,6 +185,22 @@ impl Controller {
         let taints = taints.as_ref().unwrap_or(&node.spec.taints);
         let next = self.evict(name, taints, silent.then_some(quiet), tainted.unwrap_or(now), now).await?;
         Ok([(!silent).then_some(left), wait, next].into_iter().flatten().min())
+    }
+
+    /// Others are now given up sooner or later than before. Hundreds turn in the same second: one key stands for all.
+    async fn ask_lost(&self) {
+        let lost: Vec<String> = {
+            let seen = self.seen.lock().expect("no panic while locked");
+            seen.iter().filter(|(_, one)| !one.ready).map(|(name, _)| format!("/{name}")).collect()
+        };
+        for key in lost {
+            self.ask(&key).await;
+        }
+    }
+
+    async fn ask(&self, key: &str) {
+        // An error is the end of the runner.
+        let _ = self.ask.send(key.to_owned()).await;
     }
 
     /// Whether the node may be given up now, and if not, when to ask again.
@@ -206,8 +247,7 @@ impl Controller {
         zones
     }
 
-    /// How long the node has given no sign of life, and since when it has had NoExecute taints.
-    fn observe(&self, node: &Node, item: &Item, now: Timestamp) -> Result<(Duration, Option<Timestamp>)> {
+    fn observe(&self, node: &Node, item: &Item, now: Timestamp) -> Result<Observed> {
         let name = &node.metadata.name;
         let lease: Option<Lease> = self.leases.get(LEASE_NAMESPACE, name).map(|item| item.view()).transpose()?;
         let renewed = lease.and_then(|lease| lease.spec.renew_time).unwrap_or_default();
@@ -234,10 +274,11 @@ impl Controller {
             (seen.sign_of_life, seen.at) = (renewed, monotonic());
         }
         seen.zone = zone::zone_of(&node.metadata.labels);
-        seen.ready = !health::is_lost(node, false);
+        let was_ready = std::mem::replace(&mut seen.ready, !health::is_lost(node, false));
+        let turned = new || was_ready != seen.ready;
         let evicts = node.spec.taints.iter().any(|taint| taint.effect == "NoExecute");
         seen.tainted = evicts.then(|| seen.tainted.unwrap_or(now));
-        Ok((seen.at.elapsed(), seen.tainted))
+        Ok(Observed { quiet: seen.at.elapsed(), tainted: seen.tainted, turned })
     }
 
     /// Writes Unknown conditions, and that the node's pods are not ready.
@@ -390,19 +431,6 @@ fn disruption(reason: &str, message: &str, now: Timestamp) -> Value {
 pub fn node_of(item: &Item) -> Vec<String> {
     let node = item.view::<PodFacts>().map(|pod| pod.spec.node_name).unwrap_or_default();
     (!node.is_empty()).then_some(node).into_iter().collect()
-}
-
-/// When a node becomes ready or stops being so, other lost nodes may be given up sooner or later than before.
-fn lost_nodes_after(change: &Change, nodes: &Informer) -> Vec<String> {
-    let ready = |item: &Option<Item>| {
-        let node: Node = item.as_ref()?.view().ok()?;
-        Some(!health::is_lost(&node, false))
-    };
-    if ready(&change.old) == ready(&change.new) {
-        return Vec::new();
-    }
-    let lost = nodes.list().into_iter().filter_map(|item| item.view::<Node>().ok());
-    lost.filter(|node| health::is_lost(node, false)).map(|node| node.metadata.key()).collect()
 }
 
 /// The node of a pod that was placed or is to go, or whose tolerations changed; other changes of pods mean nothing here.
