@@ -327,7 +327,12 @@ async fn sync(kubelet: &Kubelet, node: Result<Value>) -> Result<()> {
         return Ok(());
     }
     let patch = json!({"status": wanted});
-    kubelet.client.patch(NODES, "", name, "status", PatchType::Strategic, patch).await.map(drop)
+    let written = kubelet.client.patch(NODES, "", name, "status", PatchType::Strategic, patch).await;
+    if written.is_err() {
+        // What the API has not taken is due still.
+        *kubelet.node_written_at.lock().expect("no panic while it is locked") = None;
+    }
+    written.map(drop)
 }
 
 fn conditions_differ(wanted: &Value, held: &Value) -> bool {

@@ -20,6 +20,7 @@ struct World {
     tree: Tree,
     kubelet: Option<Arc<Kubelet>>,
     informers: Option<Informers>,
+    node_ips: tokio::sync::watch::Sender<Vec<std::net::IpAddr>>,
     /// The kubelet's line to the server.
     line: Cut,
     /// Where the node's replica is, if it has one.
@@ -39,8 +40,9 @@ impl World {
         let runtime = FakeRuntime::new(clock.clone(), "10.42.0.0".parse().expect("an address"));
         let line = Cut::new(Client::Local(Local::new(registry.clone(), "kubelet")));
         let tree = Tree::default();
+        let node_ips = tokio::sync::watch::Sender::new(vec!["192.0.2.1".parse().expect("an address")]);
         let mut world =
-            Self { client, clock, trace, runtime, tree, kubelet: None, informers: None, line, replica: None };
+            Self { client, clock, trace, runtime, tree, kubelet: None, informers: None, node_ips, line, replica: None };
         world.create(NAMESPACES, "", json!({"metadata": {"name": "default"}})).await;
         world.create(SERVICEACCOUNTS, "default", json!({"metadata": {"name": "default"}})).await;
         world.start();
@@ -52,7 +54,7 @@ impl World {
         let client = Client::Cut(self.line.clone());
         let config = KubeletConfig {
             node_name: "node".into(),
-            node_ips: tokio::sync::watch::channel(vec!["192.0.2.1".parse().expect("an address")]).1,
+            node_ips: self.node_ips.subscribe(),
             cluster_dns: vec!["10.43.0.10".parse().expect("an address")],
             cluster_domain: "cluster.local".into(),
             log_directory: "/nonexistent".into(),

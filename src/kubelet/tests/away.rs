@@ -325,3 +325,19 @@ async fn the_last_token_is_mounted_while_no_server_can_issue_another() {
     world.clock.sleep(seconds(40)).await;
     assert!(token(&world) != issued, "renewed at once when the server is back");
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_address_that_could_not_be_told_is_told_as_soon_as_the_server_answers() {
+    let mut world = World::new().await;
+    world.create(NAMESPACES, "", json!({"metadata": {"name": "kube-node-lease"}})).await;
+    let (informers, shutdown) = (world.informers.clone().expect("started"), world.tree.shutdown());
+    world.tree.spawn("node status", node_status::run(world.kubelet(), informers, shutdown));
+    world.clock.sleep(seconds(60)).await;
+    world.line.cut();
+    world.node_ips.send_replace(vec!["192.0.2.44".parse().expect("an address")]);
+    world.clock.sleep(seconds(2)).await;
+    world.line.mend();
+    world.clock.sleep(seconds(5)).await;
+    let node = world.client.get(NODES, "", "node").await.expect("a node").object().expect("an object");
+    assert_eq!(node["status"]["addresses"][0]["address"], "192.0.2.44");
+}
