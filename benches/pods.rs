@@ -297,18 +297,26 @@ fn peers(directory: &Path) {
     let exported =
         quiet(Command::new(program).args(["image", "export"]).arg(&tar).arg(IMAGE).arg("--data-dir").arg(&data));
     let root = ["--runtime", "runc", "--root", &directory.join("podman").display().to_string()].map(str::to_owned);
-    if exported && quiet(Command::new("podman").args(&root).arg("load").arg("--input").arg(&tar)) {
+    // Its own limits are above what a machine without CAP_SYS_RESOURCE may set.
+    let settings = directory.join("containers.conf");
+    std::fs::write(&settings, "[containers]\ndefault_ulimits = [\"nofile=1024:1024\", \"nproc=1024:1024\"]\n").unwrap();
+    let podman = || {
+        let mut command = Command::new("podman");
+        command.env("CONTAINERS_CONF", &settings).args(&root);
+        command
+    };
+    if exported && quiet(podman().arg("load").arg("--input").arg(&tar)) {
         let manifest = directory.join("pod.yaml");
         let play = |number: usize| {
             let pod = format!(
                 "apiVersion: v1\nkind: Pod\nmetadata: {{name: bench-{number}}}\nspec:\n  containers:\n  - {{name: c, image: '{IMAGE}', command: [/bin/sleep, '100000']}}\n"
             );
             std::fs::write(&manifest, pod).unwrap();
-            quiet(Command::new("podman").args(&root).args(["kube", "play", "--network", "none"]).arg(&manifest))
-                || quiet(Command::new("podman").args(&root).args(["play", "kube", "--network", "none"]).arg(&manifest))
+            quiet(podman().args(["kube", "play", "--network", "none"]).arg(&manifest))
+                || quiet(podman().args(["play", "kube", "--network", "none"]).arg(&manifest))
         };
         row("podman play kube of one pod", &timed(&mut |number| play(number)));
-        quiet(Command::new("podman").args(&root).args(["pod", "rm", "--force", "--all"]));
+        quiet(podman().args(["pod", "rm", "--force", "--time", "0", "--all"]));
     }
 }
 
