@@ -3,6 +3,7 @@
 use super::memory::Role;
 use super::memory::init_role;
 use crate::api::quantity::Quantity;
+use crate::api::resources::requests;
 use crate::api::view::pod::{Container, Pod, ResourceRequirements};
 use crate::runtime::{Qos, Resources};
 use serde_json::Value;
@@ -111,9 +112,8 @@ pub fn pod_resources(pod: &Pod, node_memory_bytes: i64) -> Resources {
         let sum: i64 = long_lived.iter().map(pick).fold(0, i64::saturating_add);
         passing.iter().map(pick).fold(sum, i64::max)
     };
-    let requested_cpu = pod.spec.containers.iter().map(|container| millis(request(&container.resources, "cpu"))).sum();
     Resources {
-        cpu_shares: shares(requested_cpu),
+        cpu_shares: shares(requests(&pod.spec).cpu_milli),
         cpu_quota_us: limit(|one| one.cpu_quota_us),
         cpu_period_us: PERIOD_US.unsigned_abs(),
         memory_limit_bytes: limit(|one| one.memory_limit_bytes),
@@ -169,5 +169,18 @@ mod tests {
         assert_eq!(class(json!({"requests": {"cpu": "1"}})), "Burstable");
         assert_eq!(class(json!({"limits": {"cpu": "1", "memory": "1Gi"}})), "Guaranteed");
         assert_eq!(class(json!({"limits": {"cpu": "1", "memory": "1Gi"}, "requests": {"cpu": "500m"}})), "Burstable");
+    }
+
+    #[test]
+    fn a_pods_shares_are_those_of_all_that_runs_in_it() {
+        let cpu = |cpu: &str| json!({"requests": {"cpu": cpu}});
+        let sidecar = json!({"name": "s", "restartPolicy": "Always", "resources": cpu("500m")});
+        let pod = |init: Value| {
+            let pod = json!({"spec": {"initContainers": [sidecar, {"name": "i", "resources": init}],
+                "containers": [{"name": "a", "resources": cpu("1")}]}});
+            pod_resources(&serde_json::from_value(pod).expect("pod"), 1 << 30).cpu_shares
+        };
+        assert_eq!(pod(json!({})), 1536);
+        assert_eq!(pod(cpu("3")), 3584, "an init container runs beside the sidecars before it");
     }
 }

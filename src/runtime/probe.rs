@@ -1,6 +1,7 @@
 //! Probes over the network: HTTP, HTTPS without verification, TCP, gRPC health. Texts are the kubelet's.
 
 use super::{NetworkProbe, ProbeOutcome};
+use crate::network::resolve::Resolver;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty, Full};
 use hyper::client::conn::{http1, http2};
@@ -19,11 +20,11 @@ const BODY_LIMIT_BYTES: usize = 10 << 10;
 const REDIRECTS_LIMIT: usize = 10;
 const GRPC_METHOD: &str = "/grpc.health.v1.Health/Check";
 
-/// One probe, ended by its timeout at the latest.
-pub async fn run(probe: &NetworkProbe, timeout: Duration) -> ProbeOutcome {
+/// One probe, ended by its timeout at the latest. A host's name is the node's to resolve, as it is the kubelet's upstream.
+pub async fn run(probe: &NetworkProbe, names: &Resolver, timeout: Duration) -> ProbeOutcome {
     let (attempt, late) = match probe {
         NetworkProbe::Http { host, port, path, https, headers } => {
-            let request = Http { host, port: *port, https: *https, headers };
+            let request = Http { names, host, port: *port, https: *https, headers };
             let url = request.url(path);
             let late =
                 format!("Get \"{url}\": context deadline exceeded (Client.Timeout exceeded while awaiting headers)");
@@ -31,7 +32,7 @@ pub async fn run(probe: &NetworkProbe, timeout: Duration) -> ProbeOutcome {
         }
         NetworkProbe::Tcp { host, port } => {
             let late = format!("dial tcp {}: i/o timeout", authority(host, *port));
-            (tokio::time::timeout(timeout, tcp(host, *port)).await, late)
+            (tokio::time::timeout(timeout, tcp(names, host, *port)).await, late)
         }
         NetworkProbe::Grpc { host, port, service } => {
             let late = format!(
@@ -39,7 +40,7 @@ pub async fn run(probe: &NetworkProbe, timeout: Duration) -> ProbeOutcome {
                 authority(host, *port),
                 timeout.as_secs()
             );
-            (tokio::time::timeout(timeout, grpc(host, *port, service)).await, late)
+            (tokio::time::timeout(timeout, grpc(names, host, *port, service)).await, late)
         }
     };
     match attempt {
@@ -53,14 +54,19 @@ fn authority(host: &str, port: u16) -> String {
     if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
 }
 
-/// Pods are reached by address; names are not resolved here.
-async fn connect(host: &str, port: u16) -> Result<TcpStream, String> {
-    let address: IpAddr = match host {
-        "localhost" => IpAddr::from([127, 0, 0, 1]),
-        _ => host.parse().map_err(|_| format!("dial tcp: lookup {host}: no such host"))?,
-    };
-    let place = authority(host, port);
-    TcpStream::connect((address, port)).await.map_err(|error| format!("dial tcp {place}: connect: {}", text(&error)))
+async fn connect(names: &Resolver, host: &str, port: u16) -> Result<TcpStream, String> {
+    let found = names.resolve(host, port).await.map_err(|error| lookup_text(host, &error))?;
+    let Some(address) = found.first() else { return Err(format!("dial tcp: lookup {host}: no such host")) };
+    let place = authority(&address.ip().to_string(), port);
+    let connected = TcpStream::connect(found.as_slice()).await;
+    connected.map_err(|error| format!("dial tcp {place}: connect: {}", text(&error)))
+}
+
+fn lookup_text(host: &str, error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::NotFound => format!("dial tcp: lookup {host}: no such host"),
+        _ => format!("dial tcp: lookup {host}: {error}"),
+    }
 }
 
 /// The kernel's text as Go prints it.
@@ -70,11 +76,12 @@ fn text(error: &io::Error) -> String {
     text.to_lowercase()
 }
 
-async fn tcp(host: &str, port: u16) -> Result<String, String> {
-    connect(host, port).await.map(|_| String::new())
+async fn tcp(names: &Resolver, host: &str, port: u16) -> Result<String, String> {
+    connect(names, host, port).await.map(|_| String::new())
 }
 
 struct Http<'a> {
+    names: &'a Resolver,
     host: &'a str,
     port: u16,
     https: bool,
@@ -116,7 +123,7 @@ impl Http<'_> {
     }
 
     async fn request(&self, path: &str) -> Result<(u16, Option<String>, String), String> {
-        let stream = connect(self.host, self.port).await?;
+        let stream = connect(self.names, self.host, self.port).await?;
         if !self.https {
             return self.exchange(stream, path).await;
         }
@@ -182,10 +189,10 @@ async fn read_body(mut body: hyper::body::Incoming) -> String {
 }
 
 /// `grpc.health.v1`: one field in, one field out, so the messages are written by hand.
-async fn grpc(host: &str, port: u16, service: &str) -> Result<String, String> {
+async fn grpc(names: &Resolver, host: &str, port: u16, service: &str) -> Result<String, String> {
     let place = authority(host, port);
     let failed = |error: &str| format!("error: failed to connect service {place:?}: {error}");
-    let stream = connect(host, port).await.map_err(|error| failed(&error))?;
+    let stream = connect(names, host, port).await.map_err(|error| failed(&error))?;
     let handshake = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await;
     let (mut sender, connection) = handshake.map_err(|error| failed(&error.to_string()))?;
     let driver = tokio::spawn(connection);
@@ -325,7 +332,7 @@ mod tests {
     async fn get(port: u16, path: &str) -> ProbeOutcome {
         let probe =
             NetworkProbe::Http { host: "127.0.0.1".into(), port, path: path.into(), https: false, headers: vec![] };
-        run(&probe, SECOND).await
+        run(&probe, &Resolver::default(), SECOND).await
     }
 
     fn failure(text: impl Into<String>) -> ProbeOutcome {
@@ -356,9 +363,24 @@ mod tests {
     async fn tcp_connects_or_says_why_not() {
         let port = server(&["x"]).await;
         let probe = NetworkProbe::Tcp { host: "127.0.0.1".into(), port };
-        assert_eq!(run(&probe, SECOND).await, ProbeOutcome::Success(String::new()));
+        assert_eq!(run(&probe, &Resolver::default(), SECOND).await, ProbeOutcome::Success(String::new()));
         let probe = NetworkProbe::Tcp { host: "127.0.0.1".into(), port: 1 };
-        assert_eq!(run(&probe, SECOND).await, failure("dial tcp 127.0.0.1:1: connect: connection refused"));
+        assert_eq!(
+            run(&probe, &Resolver::default(), SECOND).await,
+            failure("dial tcp 127.0.0.1:1: connect: connection refused")
+        );
+    }
+
+    #[tokio::test]
+    async fn a_probe_may_name_its_host() {
+        let port = server(&["x"]).await;
+        let probe = |host: &str| NetworkProbe::Tcp { host: host.into(), port };
+        let names = Resolver::default();
+        assert_eq!(run(&probe("localhost"), &names, SECOND).await, ProbeOutcome::Success(String::new()));
+        let ProbeOutcome::Failure(text) = run(&probe("nobody.invalid"), &names, SECOND).await else {
+            panic!("a name that cannot be")
+        };
+        assert!(text.starts_with("dial tcp"), "{text}");
     }
 
     #[test]

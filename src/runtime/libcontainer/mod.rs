@@ -16,6 +16,7 @@ use crate::clock::Clock;
 use crate::image::pull::{Credentials, Puller};
 use crate::image::{Image, ImageError, ImageStore};
 use crate::network::Network;
+use crate::network::resolve::Resolver;
 use crate::sys::cgroup::Cgroups;
 use crate::telemetry::Trace;
 use connection::Connection;
@@ -53,6 +54,8 @@ struct Inner {
     images: ImageStore,
     puller: Puller,
     network: Network,
+    /// Resolves the hosts of probes.
+    names: Resolver,
     volumes: Volumes,
     cgroups: Cgroups,
     clock: Clock,
@@ -165,6 +168,7 @@ impl LibcontainerRuntime {
             images,
             puller,
             network,
+            names: Resolver::default(),
             volumes,
             cgroups,
             clock,
@@ -375,7 +379,7 @@ impl Runtime for LibcontainerRuntime {
     }
 
     fn probe<'a>(&'a self, probe: &'a NetworkProbe, timeout: Duration) -> BoxFuture<'a, ProbeOutcome> {
-        Box::pin(super::probe::run(probe, timeout))
+        Box::pin(super::probe::run(probe, &self.0.names, timeout))
     }
 
     fn log_path(&self, pod: &PodRef, container: &str, attempt: u32) -> PathBuf {

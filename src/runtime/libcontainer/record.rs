@@ -149,28 +149,47 @@ pub fn exit(record: &ExitRecord, container: &ContainerRecord, paths: &PodPaths) 
 }
 
 fn termination_message(record: &ExitRecord, container: &ContainerRecord, paths: &PodPaths) -> String {
-    let mut bytes = Vec::new();
-    if let Ok(file) = std::fs::File::open(paths.termination_log(&container.id)) {
-        let _ = file.take(TERMINATION_MESSAGE_LIMIT_BYTES).read_to_end(&mut bytes);
-    }
+    let bytes = end_of(&paths.termination_log(&container.id), TERMINATION_MESSAGE_LIMIT_BYTES).unwrap_or_default();
     if bytes.is_empty() && container.termination_message_from_log && record.code != 0 {
         return log_tail(&container.log).unwrap_or_default();
     }
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// The last lines of a log without their CRI prefix.
-fn log_tail(path: &Path) -> io::Result<String> {
+/// At most so many bytes of a file, its last ones.
+fn end_of(path: &Path, limit_bytes: u64) -> io::Result<Vec<u8>> {
     let mut file = std::fs::File::open(path)?;
     let length = file.metadata()?.len();
-    // Prefixes count too, so more than the limit is read.
-    file.seek(SeekFrom::Start(length.saturating_sub(4 * LOG_TAIL_LIMIT_BYTES as u64)))?;
+    file.seek(SeekFrom::Start(length.saturating_sub(limit_bytes)))?;
     let mut bytes = Vec::new();
-    file.read_to_end(&mut bytes)?;
+    file.take(limit_bytes).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// The last lines of a log without their CRI prefix.
+fn log_tail(path: &Path) -> io::Result<String> {
+    // Prefixes count too, so more than the limit is read.
+    let bytes = end_of(path, 4 * LOG_TAIL_LIMIT_BYTES as u64)?;
     let text = String::from_utf8_lossy(&bytes);
     let contents: Vec<&str> = text.lines().filter_map(|line| line.splitn(4, ' ').nth(3)).collect();
     let tail = contents[contents.len().saturating_sub(LOG_TAIL_LIMIT_LINES)..].join("\n");
     let from = tail.len().saturating_sub(LOG_TAIL_LIMIT_BYTES);
     let from = (from..=tail.len()).find(|at| tail.is_char_boundary(*at)).unwrap_or(tail.len());
     Ok(tail[from..].to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_long_termination_message_the_end_counts() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("log");
+        for (written, end) in [("", ""), ("abc", "abc"), ("0123456789", "6789")] {
+            std::fs::write(&path, written).expect("written");
+            assert_eq!(end_of(&path, 4).expect("read"), end.as_bytes(), "{written}");
+        }
+        assert!(end_of(&folder.path().join("none"), 4).is_err());
+    }
 }
