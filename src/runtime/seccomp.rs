@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 mod capability {
     pub const DAC_READ_SEARCH: u32 = 2;
     pub const SYS_MODULE: u32 = 16;
+    #[cfg(target_arch = "x86_64")]
     pub const SYS_RAWIO: u32 = 17;
     pub const SYS_CHROOT: u32 = 18;
     pub const SYS_PTRACE: u32 = 19;
