@@ -54,18 +54,9 @@ pub struct ControlPlane {
 pub async fn start(config: &Config, tree: &mut Tree) -> anyhow::Result<ControlPlane> {
     let clock = Clock::real();
     let trace = Arc::new(Trace::default());
-    let directory = config.data_directory.clone();
-    make_private(&directory)?;
-    let claim = claim(&directory)?;
-    let (opening, issuer) = (clock.clone(), format!("https://kubernetes.default.svc.{}", config.cluster_domain));
-    let facts = config.cluster_facts();
-    let (store, pki) = tokio::task::spawn_blocking(move || {
-        keep_cluster_facts(&directory, &facts)?;
-        let store = open_store(&directory)?;
-        let pki = Pki::open(&directory.join("pki"), &issuer, opening).context("open keys and certificates")?;
-        anyhow::Ok((store, pki))
-    })
-    .await??;
+    make_private(&config.data_directory)?;
+    let claim = claim(&config.data_directory)?;
+    let (store, pki) = open(config, clock.clone()).await?;
     if let Some(schedule) = config.backup.clone() {
         let backups = backup::schedule::run(schedule, config.data_directory.clone(), clock.clone(), tree.shutdown());
         tree.spawn("backups", backups);
@@ -126,6 +117,19 @@ pub async fn start(config: &Config, tree: &mut Tree) -> anyhow::Result<ControlPl
         store,
         _claim: claim,
     })
+}
+
+/// What the data folder holds.
+async fn open(config: &Config, clock: Clock) -> anyhow::Result<(Arc<dyn Store>, Pki)> {
+    let (directory, facts) = (config.data_directory.clone(), config.cluster_facts());
+    let issuer = format!("https://kubernetes.default.svc.{}", config.cluster_domain);
+    tokio::task::spawn_blocking(move || {
+        keep_cluster_facts(&directory, &facts)?;
+        let store = open_store(&directory)?;
+        let pki = Pki::open(&directory.join("pki"), &issuer, clock).context("open keys and certificates")?;
+        anyhow::Ok((store, pki))
+    })
+    .await?
 }
 
 impl ControlPlane {

@@ -105,6 +105,40 @@ fn judge(facts: &Facts) -> Vec<Verdict> {
         let (level, mend) = if good { (Level::Ok, "") } else { (bad, mend) };
         verdicts.push(Verdict { level, what, mend: mend.to_owned() });
     };
+    judge_kernel(facts, &mut say);
+    let megabytes = facts.memory_bytes >> 20;
+    say(megabytes >= 400, Level::Warning, format!("{megabytes} MB of memory"), "512 MB is the least that was tried");
+    say(
+        facts.clock_plausible,
+        Level::Warning,
+        "the clock is plausible".into(),
+        "install an NTP client (apt install systemd-timesyncd): this board has no clock battery",
+    );
+    say(
+        !facts.bridge_nf,
+        Level::Warning,
+        "bridge-nf-call-iptables is 0".into(),
+        "edgelet sets it to 0 at start; another program (docker) may need 1",
+    );
+    judge_board(facts, &mut say);
+    say(
+        !facts.swap,
+        Level::Warning,
+        "no swap on a disk".into(),
+        "swap wears the SD card out: `dphys-swapfile swapoff && systemctl disable dphys-swapfile`, or use zram",
+    );
+    say(
+        !facts.drop_policies,
+        Level::Warning,
+        "no firewall drops forwarded packets".into(),
+        "old iptables rules are loaded: `iptables-legacy -P FORWARD ACCEPT`, or move to nftables with \
+         `update-alternatives --set iptables /usr/sbin/iptables-nft` and reboot",
+    );
+    verdicts
+}
+
+/// What nothing runs without.
+fn judge_kernel(facts: &Facts, say: &mut impl FnMut(bool, Level, String, &str)) {
     say(
         facts.root,
         Level::Failure,
@@ -154,35 +188,6 @@ fn judge(facts: &Facts) -> Vec<Verdict> {
     }
     let vxlan = "only needed between networks: apt install linux-modules-extra-raspi on Ubuntu for Raspberry Pi";
     say(has(facts, "vxlan"), Level::Warning, "kernel feature vxlan".into(), vxlan);
-    let megabytes = facts.memory_bytes >> 20;
-    say(megabytes >= 400, Level::Warning, format!("{megabytes} MB of memory"), "512 MB is the least that was tried");
-    say(
-        facts.clock_plausible,
-        Level::Warning,
-        "the clock is plausible".into(),
-        "install an NTP client (apt install systemd-timesyncd): this board has no clock battery",
-    );
-    say(
-        !facts.bridge_nf,
-        Level::Warning,
-        "bridge-nf-call-iptables is 0".into(),
-        "edgelet sets it to 0 at start; another program (docker) may need 1",
-    );
-    judge_board(facts, &mut say);
-    say(
-        !facts.swap,
-        Level::Warning,
-        "no swap on a disk".into(),
-        "swap wears the SD card out: `dphys-swapfile swapoff && systemctl disable dphys-swapfile`, or use zram",
-    );
-    say(
-        !facts.drop_policies,
-        Level::Warning,
-        "no firewall drops forwarded packets".into(),
-        "old iptables rules are loaded: `iptables-legacy -P FORWARD ACCEPT`, or move to nftables with \
-         `update-alternatives --set iptables /usr/sbin/iptables-nft` and reboot",
-    );
-    verdicts
 }
 
 /// The traps of small boards, of a stock Raspberry Pi OS above all.

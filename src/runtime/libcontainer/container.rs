@@ -105,15 +105,9 @@ impl LibcontainerRuntime {
         mount_rootfs(paths, id, &image).map_err(|error| failed("mount root file system", error))?;
         let (accounts, rootfs) = (accounts(&paths.rootfs(id)), paths.rootfs(id));
         let (passwd, group) = accounts.map_err(|error| failed("read accounts of the image", error))?;
-        let termination = paths.termination_log(id);
-        let has_termination = !config.termination_message_path.is_empty();
-        if has_termination {
-            let file =
-                std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o666).open(&termination);
-            let opened =
-                file.and_then(|file| file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666)));
-            opened.map_err(|error| failed("create termination log", error))?;
-        }
+        let termination = (!config.termination_message_path.is_empty()).then(|| paths.termination_log(id));
+        let opened = termination.as_deref().map_or(Ok(()), make_termination_log);
+        opened.map_err(|error| failed("create termination log", error))?;
         let devices = devices(config).map_err(|error| failed("find devices", error))?;
         let cgroup = format!("{}/{id}", sandbox.cgroup);
         let plan = spec::plan(&Input {
@@ -125,7 +119,7 @@ impl LibcontainerRuntime {
             rootfs: &rootfs,
             files: &paths.files(),
             shm: &paths.shm(),
-            termination_log: has_termination.then_some(termination.as_path()),
+            termination_log: termination.as_deref(),
             cgroup_path: &cgroup,
             cgroup_v2: self.0.cgroups.is_v2(),
             memory_controller: self.0.cgroups.has("memory"),
@@ -158,9 +152,7 @@ impl LibcontainerRuntime {
             devices: config.devices.iter().map(|device| device.host_path.clone()).collect(),
         };
         let bundle = paths.container(id);
-        let written = std::fs::create_dir_all(log.parent().unwrap_or(&bundle))
-            .and_then(|()| record::write(&bundle.join("config.json"), plan.config.to_string().as_bytes()))
-            .and_then(|()| record::save(&paths.container_record(id), &record));
+        let written = write_bundle(&bundle, &plan.config.to_string(), paths, &record);
         written.map_err(|error| failed("write container record", error))?;
         let request = Create {
             container: id.to_owned(),
@@ -347,6 +339,19 @@ fn mount_rootfs(paths: &PodPaths, id: &str, image: &Image) -> io::Result<()> {
         lower.push(empty);
     }
     mount::overlay(&lower, &upper, &work, &rootfs)
+}
+
+/// Every user of the container may write it.
+fn make_termination_log(path: &Path) -> io::Result<()> {
+    let file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o666).open(path)?;
+    file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666))
+}
+
+/// What libcontainer reads, and what edgelet reads at its next start.
+fn write_bundle(bundle: &Path, config: &str, paths: &PodPaths, record: &ContainerRecord) -> io::Result<()> {
+    std::fs::create_dir_all(record.log.parent().unwrap_or(bundle))?;
+    record::write(&bundle.join("config.json"), config.as_bytes())?;
+    record::save(&paths.container_record(&record.id), record)
 }
 
 fn accounts(rootfs: &Path) -> io::Result<(String, String)> {
