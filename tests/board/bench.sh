@@ -8,7 +8,9 @@ declare -A machines began
 steps_began=$(date +%s%N)
 
 # Not `ip netns exec`, which hides the cgroups behind another /sys.
-inside() { nsenter "--net=/run/netns/$namespace" -- "$@"; }
+enter=(nsenter "--net=/run/netns/$namespace" --)
+# In the background only "${enter[@]}" itself: of a function the shell knows a shell's process, not the program's.
+inside() { "${enter[@]}" "$@"; }
 since() { # nanoseconds; as seconds with a tenth
   local tenths=$((($(date +%s%N) - $1) / 100000000))
   echo "$((tenths / 10)).$((tenths % 10))"
@@ -55,7 +57,7 @@ set_up() { # boards
     inside ip link set "tap-$board" master lan0 up
     echo "static_lease $(hardware_address "$board") 192.0.2.$((10 + number))" >>"$here/dhcp.conf"
   done
-  inside busybox udhcpd -f "$here/dhcp.conf" >/dev/null 2>&1 &
+  "${enter[@]}" busybox udhcpd -f "$here/dhcp.conf" >/dev/null 2>&1 &
   dhcp=$!
   ssh-keygen -q -t ed25519 -N '' -C test -f "$here/key"
 }
@@ -65,7 +67,7 @@ hardware_address() { echo "02:ed:$(md5sum <<<"$1" | sed 's/\(..\)\(..\)\(..\)\(.
 address_of() { sed -n "s/^static_lease $(hardware_address "$1") //p" "$here/dhcp.conf"; }
 
 start_server() {
-  inside "$server_binary" server --data-dir "$here/server" --run-dir "$here/run" --log-dir "$here/pods" \
+  "${enter[@]}" "$server_binary" server --data-dir "$here/server" --run-dir "$here/run" --log-dir "$here/pods" \
     --node-name server --node-ip "$server_address" --cgroup-root "$cgroup" --bridge edge0 >>"$here/server.log" 2>&1 &
   server_process=$!
   until_true 120 "the server answers" server_answers
@@ -89,7 +91,7 @@ make_card() { # board, lines of edgelet.yaml
 power_on() { # board
   : >"$here/$1.console"
   # No battery: the clock stands in the past. writethrough: what the board was told is written is written.
-  inside qemu-system-aarch64 "${machine_options[@]}" -display none -monitor none -rtc base=2001-01-01T00:00:00 \
+  "${enter[@]}" qemu-system-aarch64 "${machine_options[@]}" -display none -monitor none -rtc base=2001-01-01T00:00:00 \
     -kernel "$fat/kernel8.img" -initrd "$fat/initrd.gz" "${serial_options[@]/CONSOLE/$here/$1.console}" \
     -drive "file=$here/$1.card,format=raw,if=$drive_kind,id=card,cache=writethrough" "${card_options[@]}" \
     -netdev "tap,id=net,ifname=tap-$1,script=no,downscript=no" -device "$network_device,netdev=net,mac=$(hardware_address "$1")" \
