@@ -17,6 +17,7 @@ since() { # nanoseconds; as seconds with a tenth
 }
 say() { printf '%8s s  %s\n' "$(since "$steps_began")" "$*"; }
 fail() {
+  local board
   echo "FAIL: $*" >&2
   for board in "${!machines[@]}"; do
     echo "--- $board's console, its end" >&2
@@ -29,7 +30,7 @@ fail() {
 }
 # The limits are for machines that have other things to do besides.
 until_true() { # seconds, what, command...
-  local limit_s=$1 what=$2 start
+  local limit_s=$1 what=$2 start board
   shift 2
   start=$(date +%s)
   until "$@" >/dev/null 2>&1; do
