@@ -30,6 +30,8 @@ mod relay;
 mod runtime;
 #[path = "node/services.rs"]
 mod services;
+#[path = "node/silence.rs"]
+mod silence;
 #[path = "node/streams.rs"]
 mod streams;
 #[path = "node/takeover.rs"]

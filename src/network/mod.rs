@@ -12,6 +12,7 @@ pub mod plan;
 pub mod relay;
 pub mod resolve;
 pub mod tables;
+pub mod unanswered;
 pub mod wireguard;
 
 use crate::sys::netns;
@@ -102,6 +103,8 @@ struct Inner {
     mtu: AtomicU32,
     /// Pods are held to their own addresses, as far as the kernel can.
     guarded: AtomicBool,
+    /// The kernel tells of packets without an answer.
+    tells_unanswered: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -136,8 +139,9 @@ impl Network {
         };
         let table = config.table;
         let mtu = AtomicU32::new(0);
-        let guarded = AtomicBool::new(true);
-        Ok(Self(Arc::new(Inner { layout, tables, table, mtu, guarded, state: Mutex::new(state) })))
+        let (guarded, tells_unanswered) = (AtomicBool::new(true), AtomicBool::new(false));
+        let state = Mutex::new(state);
+        Ok(Self(Arc::new(Inner { layout, tables, table, mtu, guarded, tells_unanswered, state })))
     }
 
     pub fn layout(&self) -> &Layout {
@@ -193,8 +197,17 @@ impl Network {
     }
 
     fn program_node(&self) -> Result<()> {
-        let Inner { layout, tables, table, .. } = &*self.0;
-        Ok(tables.replace(table, |batch| tables::node_rules(batch, table, layout))?)
+        let Inner { layout, tables, table, tells_unanswered, .. } = &*self.0;
+        let told = tables.replace(table, |batch| {
+            tables::node_rules(batch, table, layout);
+            unanswered::rules(batch, table, layout);
+        });
+        tells_unanswered.store(told.is_ok(), Ordering::Relaxed);
+        if let Err(error) = told {
+            tracing::debug!(%error, "without rules that tell of packets without an answer");
+            tables.replace(table, |batch| tables::node_rules(batch, table, layout))?;
+        }
+        Ok(())
     }
 
     pub fn tables(&self) -> &Tables {

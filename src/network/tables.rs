@@ -16,7 +16,7 @@ use std::net::Ipv4Addr;
 use std::sync::{Mutex, MutexGuard};
 
 const PRIORITY_RAW: i32 = -300;
-const PRIORITY_MANGLE: i32 = -150;
+pub const PRIORITY_MANGLE: i32 = -150;
 pub const PRIORITY_DESTINATION_NAT: i32 = -100;
 pub const PRIORITY_FILTER: i32 = 0;
 pub const PRIORITY_SOURCE_NAT: i32 = 100;

@@ -52,6 +52,40 @@ impl Member {
         self.relay.again(now);
     }
 
+    /// What tells whether packets pass by the way in use.
+    fn current(&mut self, mode: Mode) -> Option<&mut Trial> {
+        let is_on_link = on_link(mode, &self.peer, &self.reach).is_some();
+        match self.choice.as_ref()?.way.as_ref()? {
+            Way::Route { .. } => Some(&mut self.plain),
+            Way::Vxlan { .. } => Some(&mut self.address),
+            // The probe address is beside the tunnel then.
+            Way::Wireguard if is_on_link => Some(&mut self.address),
+            Way::Wireguard => Some(&mut self.plain),
+            Way::Relay => Some(&mut self.relay),
+        }
+    }
+
+    /// Packets of pods get no answer: the way in use is looked at, and if it was given up already, every way.
+    fn doubt(&mut self, mode: Mode, now: Instant) {
+        let Some(current) = self.current(mode) else { return };
+        current.doubt(now);
+        if !current.passes() {
+            self.doubt_direct(now);
+        }
+    }
+
+    /// While the way in use does not answer at once, the others are asked too: one of them is the next.
+    fn compare(&mut self, mode: Mode, now: Instant) {
+        if self.current(mode).is_some_and(|current| current.passes() && current.is_slow()) {
+            self.doubt_direct(now);
+        }
+    }
+
+    fn doubt_direct(&mut self, now: Instant) {
+        self.plain.doubt(now);
+        self.address.doubt(now);
+    }
+
     fn is_relayed(&self) -> bool {
         self.choice.as_ref().is_some_and(|choice| choice.way == Some(Way::Relay))
     }
@@ -250,6 +284,7 @@ impl Fleet {
                     questions.push((to, member.peer.pods, nonce));
                 }
             }
+            member.compare(self.mode, now);
         }
         questions
     }
@@ -277,9 +312,29 @@ impl Fleet {
         for member in self.members.values_mut().filter(is_from) {
             member.plain.hasten(now);
             member.address.hasten(now);
+            let by_address = member.peer.address == Some(from);
+            let same = if by_address { &mut member.address } else { &mut member.plain };
+            same.asked_back(now);
+            // The peer may have left it, or be about to.
+            member.current(self.mode).into_iter().for_each(|current| current.asked_back(now));
         }
         for member in self.members.values_mut().filter(|member| gateway(member.peer.pods) == from) {
             member.relay.hasten(now);
+            member.relay.asked_back(now);
+            if !member.is_relayed() {
+                // The peer has left the way in use here: what is sent that way may be lost.
+                member.doubt(self.mode, now);
+            }
+        }
+    }
+
+    /// A packet to this address got no answer, nor did the next: the way there is looked at again, soon.
+    pub fn unanswered(&mut self, ip: Ipv4Addr, now: Instant) {
+        // The questions of this room are such packets too.
+        let is_of_pod = |pods: Cidr| pods.contains(ip) && ip != probe_address(pods) && ip != gateway(pods);
+        for (name, member) in self.members.iter_mut().filter(|(_, member)| is_of_pod(member.peer.pods)) {
+            tracing::debug!(node = name, %ip, "packets to a pod of a peer get no answer");
+            member.doubt(self.mode, now);
         }
     }
 
@@ -350,5 +405,130 @@ fn state_name(state: State) -> &'static str {
         State::Trying => "trying",
         State::Silent => "silent",
         State::Unreachable => "unreachable",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::network::peers::Hop;
+    use std::cell::Cell;
+    use std::time::Duration;
+
+    const POD: Ipv4Addr = Ipv4Addr::new(10, 42, 9, 5);
+    const BOARD: Ipv4Addr = Ipv4Addr::new(192, 168, 1, 9);
+
+    /// One peer on this node's link, and what becomes of questions to it.
+    struct Story {
+        fleet: Fleet,
+        now: Instant,
+        nonces: Cell<u8>,
+        asked: Vec<Ipv4Addr>,
+    }
+
+    impl Story {
+        fn new() -> Self {
+            let now = Instant::now();
+            let mut fleet = Fleet::new("here", "10.42.3.0/24".parse().unwrap(), Mode::Auto);
+            let pods = "10.42.9.0/24".parse().unwrap();
+            let peer = Peer { pods, address: Some(BOARD), is_ready: true, notice: Notice::default() };
+            let hop = Hop { link: 2, link_name: "eth0".into(), gateway: None, source: None, mtu: 1500 };
+            let member = Member { reach: Reach::By(hop), ..Member::new(peer, now) };
+            fleet.members.insert("there".into(), member);
+            let mut story = Self { fleet, now, nonces: Cell::new(0), asked: Vec::new() };
+            story.go_on(10, |_| true);
+            assert_eq!((story.way(), story.take_asked().len()), ("route", 2));
+            story.go_on(3600, |_| true);
+            story
+        }
+
+        /// Lets time pass; whether a question to an address is answered.
+        fn go_on(&mut self, for_s: u64, answers: impl Fn(Ipv4Addr) -> bool) {
+            let end = self.now + Duration::from_secs(for_s);
+            let can = Abilities { vxlan: true, wireguard: false, relay: true };
+            while self.now < end {
+                let nonce = || {
+                    self.nonces.set(self.nonces.get().wrapping_add(1));
+                    Some([self.nonces.get(); 16])
+                };
+                for (to, _, nonce) in self.fleet.questions(self.now, nonce) {
+                    self.asked.push(to);
+                    if answers(to) {
+                        self.fleet.hear(nonce, true, self.now);
+                    }
+                }
+                self.fleet.decide(can);
+                self.now = self.fleet.due().unwrap().clamp(self.now + Duration::from_millis(1), end);
+            }
+        }
+
+        fn way(&self) -> &'static str {
+            name_of(self.fleet.members["there"].choice.as_ref().unwrap().way.as_ref().unwrap())
+        }
+
+        fn take_asked(&mut self) -> Vec<Ipv4Addr> {
+            std::mem::take(&mut self.asked)
+        }
+    }
+
+    const PROBE: Ipv4Addr = Ipv4Addr::new(10, 42, 9, 0);
+    const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 42, 9, 1);
+
+    #[tokio::test(start_paused = true)]
+    async fn a_way_that_answers_is_asked_alone_and_stays() {
+        let mut story = Story::new();
+        story.fleet.unanswered(POD, story.now);
+        story.go_on(5, |_| true);
+        assert_eq!((story.way(), story.take_asked()), ("route", vec![PROBE]));
+        for ip in [PROBE, GATEWAY, BOARD, Ipv4Addr::new(10, 42, 8, 5)] {
+            story.go_on(3600, |_| true);
+            story.fleet.unanswered(ip, story.now);
+            story.go_on(5, |_| true);
+            assert_eq!(story.take_asked(), [] as [Ipv4Addr; 0], "{ip} is no pod's of that node");
+        }
+        for _ in 0..60 {
+            story.fleet.unanswered(POD, story.now);
+            story.go_on(10, |_| true);
+        }
+        assert_eq!((story.way(), story.take_asked()), ("route", vec![PROBE; 10]), "in ten minutes");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_way_that_is_silent_gives_place_to_the_next_that_answers() {
+        for (answers, expected) in [(BOARD, "vxlan"), (GATEWAY, "relay")] {
+            let mut story = Story::new();
+            story.go_on(3600, |to| to == answers);
+            assert_eq!((story.way(), story.take_asked()), ("route", vec![]), "nobody has noticed");
+            story.fleet.unanswered(POD, story.now);
+            story.go_on(8, |to| to == answers);
+            assert_eq!(story.way(), expected);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_is_asked_looks_at_the_same_way_and_the_one_in_use() {
+        // Who asks through the server has left the way in use here: that is not put aside when it comes too early.
+        let cases: [(_, &[_], &[_]); 3] =
+            [(BOARD, &[PROBE, BOARD], &[]), (PROBE, &[PROBE], &[]), (GATEWAY, &[PROBE], &[PROBE])];
+        for (from, expected, soon) in cases {
+            let mut story = Story::new();
+            story.fleet.asked_by(from, story.now);
+            story.go_on(5, |_| true);
+            assert_eq!(story.take_asked(), expected, "{from}");
+            story.fleet.asked_by(from, story.now);
+            story.go_on(300, |_| true);
+            assert_eq!(story.take_asked(), soon, "{from} again");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_has_fallen_silent_is_asked_while_pods_want_it() {
+        let mut story = Story::new();
+        story.fleet.unanswered(POD, story.now);
+        story.go_on(4 * 3600, |_| false);
+        story.take_asked();
+        story.fleet.unanswered(POD, story.now);
+        story.go_on(70, |to| to == BOARD);
+        assert_eq!(story.way(), "vxlan", "{:?}", story.asked);
     }
 }

@@ -12,6 +12,7 @@ mod trial;
 use crate::api::view::node::Node;
 use crate::client::informer::Change;
 use crate::client::{Client, Informers, NODES, PatchType};
+use crate::network::unanswered::Unanswered;
 use crate::network::wireguard::Key;
 use crate::network::{Network, Result};
 use crate::supervise::Shutdown;
@@ -90,6 +91,9 @@ pub async fn run(config: PeersConfig, client: Client, informers: Informers, shut
         () = shutdown.requested() => return,
     }
     let mut changes = nodes.subscribe();
+    let mut unanswered = config.network.unanswered().map_err(|error| {
+        tracing::info!(%error, "ways to other nodes that fall silent are noticed after hours");
+    });
     let link = config.relay.clone();
     let mut peers = Peers::new(config, client);
     loop {
@@ -110,6 +114,7 @@ pub async fn run(config: PeersConfig, client: Client, informers: Informers, shut
                 peers.look = true;
             }
             (from, packet) = receive(peers.prober.as_ref()) => peers.hear(from, packet),
+            to = next_unanswered(unanswered.as_mut().ok()) => peers.fleet.unanswered(to, crate::clock::monotonic()),
             event = relay_event(&mut peers.relay, link.as_ref()) => peers.take_relay(event),
             () = tokio::time::sleep_until(due) => peers.ask(),
             () = shutdown.requested() => return,
@@ -120,6 +125,13 @@ pub async fn run(config: PeersConfig, client: Client, informers: Informers, shut
 async fn receive(prober: Option<&Prober>) -> (SocketAddrV4, Packet) {
     match prober {
         Some(prober) => prober.receive().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn next_unanswered(unanswered: Option<&mut Unanswered>) -> Ipv4Addr {
+    match unanswered {
+        Some(unanswered) => unanswered.next().await,
         None => std::future::pending().await,
     }
 }

@@ -10,11 +10,14 @@ const WAITS_MS: [u64; 5] = [200, 400, 800, 1600, 3000];
 const SPACING: Duration = Duration::from_millis(100);
 const RETRY_MIN: Duration = Duration::from_secs(30);
 const RETRY_MAX: Duration = Duration::from_secs(3600);
-/// Nothing tells when somebody's switch begins to drop packets: so rarely a way that works is looked at again.
+/// When somebody's switch begins to drop packets, only packets that get no answer tell. So rarely a way that works is
+/// looked at again without them.
 const LOOK_AGAIN: Duration = Duration::from_secs(6 * 3600);
 
 /// While packets pass by a worse way.
 const WANTED_RETRY: Duration = Duration::from_secs(10);
+/// While there are doubts about a way, ours or the peer's.
+const DOUBTED_RETRY: Duration = Duration::from_secs(60);
 
 pub type Nonce = [u8; 16];
 
@@ -63,7 +66,7 @@ impl Trial {
     /// The peer is alive: what waits for an answer is asked sooner, what was given up anew.
     pub fn hasten(&mut self, now: Instant) {
         match self.sent.last() {
-            _ if matches!(self.verdict, Verdict::Passes { .. }) => {}
+            _ if self.passes() => {}
             Some((_, at)) if self.tries < WAITS_MS.len() => self.due = self.due.min((*at + SPACING).max(now)),
             Some(_) => self.is_alive = true,
             None => self.again(now),
@@ -75,6 +78,30 @@ impl Trial {
         if self.tries == 0 && self.verdict == Verdict::Lost {
             self.due = self.due.min(self.ended + WANTED_RETRY).max(now);
         }
+    }
+
+    /// Packets of pods get no answer: it is looked at again soon, if not at once.
+    pub fn doubt(&mut self, now: Instant) {
+        if self.tries == 0 {
+            self.due = self.due.min(self.ended + DOUBTED_RETRY).max(now);
+        }
+    }
+
+    /// The peer asks. Perhaps it has doubts, and what it misses is what we send by this way. Now or not at all: two
+    /// that ask each other later would never rest.
+    pub fn asked_back(&mut self, now: Instant) {
+        if self.passes() && self.ended + DOUBTED_RETRY <= now {
+            self.again(now);
+        }
+    }
+
+    pub fn passes(&self) -> bool {
+        matches!(self.verdict, Verdict::Passes { .. })
+    }
+
+    /// The first try of this round was not answered at once.
+    pub fn is_slow(&self) -> bool {
+        self.tries > 1
     }
 
     /// What was given up counts as not known, until it is asked.
@@ -202,6 +229,74 @@ mod tests {
         assert!(trial.hear(nonce(2), due));
         trial.wanted(due);
         assert_eq!(trial.due, due + LOOK_AGAIN, "so is what works");
+    }
+
+    /// Asks `trial` whenever it is due, and answers; how often in this time.
+    fn answered(trial: &mut Trial, for_s: u64, mut each_second: impl FnMut(&mut Trial, Instant)) -> usize {
+        let (start, mut rounds) = (Instant::now(), 0);
+        for second in 0..for_s {
+            let now = start + Duration::from_secs(second);
+            each_second(trial, now);
+            if trial.due <= now && trial.turn(nonce(1), now) {
+                assert!(trial.hear(nonce(1), now));
+                rounds += 1;
+            }
+        }
+        rounds
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_way_that_is_doubted_is_looked_at_once_a_minute() {
+        let mut trial = Trial::new(Instant::now());
+        assert_eq!(answered(&mut trial, 3600, |_, _| {}), 1, "without doubts");
+        let mut trial = Trial::new(Instant::now());
+        assert_eq!(answered(&mut trial, 3600, Trial::doubt), 60);
+        let mut trial = Trial::new(Instant::now());
+        assert_eq!(answered(&mut trial, 3600, Trial::asked_back), 60);
+        let once = |trial: &mut Trial, now| {
+            if now == Instant::now() + Duration::from_secs(10) {
+                trial.doubt(now)
+            }
+        };
+        let mut trial = Trial::new(Instant::now());
+        assert_eq!(answered(&mut trial, 3600, once), 2, "one that comes too early is not forgotten");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_way_that_is_doubted_serves_until_it_is_lost() {
+        let start = Instant::now();
+        let mut trial = Trial::new(start);
+        assert!(trial.turn(nonce(1), start) && trial.hear(nonce(1), start));
+        let later = start + Duration::from_secs(3600);
+        trial.doubt(later);
+        assert_eq!(trial.due, later);
+        assert!(trial.turn(nonce(2), later) && !trial.is_slow());
+        assert!(trial.turn(nonce(3), trial.due) && trial.is_slow());
+        while trial.passes() {
+            trial.doubt(trial.due);
+            trial.turn(nonce(4), trial.due);
+        }
+        assert_eq!(trial.verdict, Verdict::Lost);
+        let (ended, due) = (trial.ended, trial.due);
+        trial.doubt(ended);
+        assert_eq!(trial.due, due, "what was just given up is not asked sooner");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn two_that_ask_each_other_come_to_rest() {
+        let start = Instant::now();
+        let later = start + Duration::from_secs(3600);
+        let [mut here, mut there] = [Trial::new(start), Trial::new(start)];
+        for trial in [&mut here, &mut there] {
+            assert!(trial.turn(nonce(1), start) && trial.hear(nonce(1), start));
+        }
+        here.doubt(later);
+        assert!(here.turn(nonce(2), here.due));
+        there.asked_back(later);
+        assert!(here.hear(nonce(2), later) && there.turn(nonce(3), there.due));
+        here.asked_back(later);
+        assert!(there.hear(nonce(3), later));
+        assert_eq!([here.due, there.due], [later + LOOK_AGAIN; 2]);
     }
 
     #[tokio::test(start_paused = true)]

@@ -111,7 +111,7 @@ fn sets(batch: &mut Batch, table: &str, layout: &Layout) {
     batch.set(table, &SetType { name: ALIVE, key: backend, value: ValueType::None });
     let client = [&reached[..], &[kind::ADDRESS]].concat();
     let value = ValueType::Fields(vec![kind::ADDRESS, kind::PORT]);
-    batch.remembering_map(table, &SetType { name: REMEMBERED, key: client, value }, CLIENTS_LIMIT);
+    batch.remembering_set(table, &SetType { name: REMEMBERED, key: client, value }, CLIENTS_LIMIT);
     batch.set(table, &SetType { name: MASQUERADE, key: front.to_vec(), value: ValueType::None });
     batch.set(table, &SetType { name: RESTRICTED, key: front.to_vec(), value: ValueType::None });
     let source = [&front[..], &[kind::MARK, kind::ADDRESS]].concat();

@@ -388,6 +388,11 @@ impl Bed {
         }
     }
 
+    /// Drops the IP packets that one board sends another; addresses are still resolved, and the server is reached.
+    pub fn part(&self, from: &str, to: &str) {
+        self.rule(&format!("iifname port-{from} oifname port-{to} ether type ip drop"), true);
+    }
+
     fn rule(&self, rule: &str, wanted: bool) {
         if wanted {
             self.switch.nft(&format!("add rule bridge trouble frames {rule}"));

@@ -1,5 +1,6 @@
 //! The pod network in network namespaces of its own: nothing of the machine's is touched.
 
+use edgelet::network::nftables::{Batch, Socket};
 use edgelet::network::{Attachment, Network, NetworkConfig};
 use edgelet::sys::netns;
 use std::future::Future;
@@ -172,6 +173,54 @@ fn a_pod_sends_from_its_own_address_only() {
         // The victim's packets come to the victim still, whatever was announced.
         assert_eq!(ask(Some(&victim), at(server.ip, 80)).await.unwrap(), format!("server {stolen}"));
     });
+}
+
+/// As when a way to another node has fallen silent: packets leave, and nothing comes back.
+#[test]
+fn packets_without_an_answer_are_told_of_once_in_a_while_for_each_node() {
+    on_a_node(|node| async move {
+        let network = node.network().await;
+        let pod = network.attach("a", None).await.unwrap();
+        let mut unanswered = network.unanswered().unwrap();
+        route_to_nobody("10.42.8.0".parse().unwrap(), 23, &node.config().bridge).await;
+        let open = || std::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0));
+        let sockets = [netns::enter(&pod.netns, open).await.unwrap(), open().unwrap()];
+        let send = |from: usize, to: &str| sockets[from].send_to(b"anybody?", (to, 9)).unwrap();
+        let silence = Duration::from_millis(200);
+        for (from, to, again) in [(0, "10.42.9.5", "10.42.9.6"), (1, "10.42.8.7", "10.42.8.7")] {
+            send(from, to);
+            assert!(tokio::time::timeout(silence, unanswered.next()).await.is_err(), "{to}: the first may be answered");
+            send(from, to);
+            let told = tokio::time::timeout(PATIENCE, unanswered.next()).await.unwrap();
+            assert_eq!(told, to.parse::<Ipv4Addr>().unwrap());
+            (0..3).for_each(|_| _ = send(from, again));
+            assert!(tokio::time::timeout(silence, unanswered.next()).await.is_err(), "{to}: its node was told of");
+        }
+        (0..3).for_each(|_| _ = send(0, "10.42.7.200"));
+        assert!(tokio::time::timeout(silence, unanswered.next()).await.is_err(), "no other node's");
+
+        assert!(network.unanswered().is_err(), "one listener at a time");
+        drop(unanswered);
+        let mut unanswered = network.unanswered().expect("the next process");
+        let mut flush = Batch::default();
+        flush.flush_ruleset();
+        Socket::open().unwrap().commit(flush).unwrap();
+        network.program().unwrap();
+        send(0, "10.42.9.5");
+        let told = tokio::time::timeout(PATIENCE, unanswered.next()).await.unwrap();
+        assert_eq!(told, Ipv4Addr::new(10, 42, 9, 5), "the rules are back");
+    });
+}
+
+async fn route_to_nobody(network: Ipv4Addr, prefix: u8, link: &str) {
+    use futures_util::TryStreamExt;
+    let (connection, handle, _) = rtnetlink::new_connection().unwrap();
+    let driver = tokio::spawn(connection);
+    let mut links = Box::pin(handle.link().get().match_name(link.to_owned()).execute());
+    let index = links.try_next().await.unwrap().unwrap().header.index;
+    let route = rtnetlink::RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(network, prefix);
+    handle.route().add(route.output_interface(index).build()).execute().await.unwrap();
+    driver.abort();
 }
 
 #[test]

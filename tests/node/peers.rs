@@ -5,8 +5,8 @@ use crate::network::{PATIENCE, ask, serve};
 use edgelet::api::kinds::Kinds;
 use edgelet::client::{Client, ENDPOINTSLICES, Informers, Local, NAMESPACES, NODES, PatchType, SERVICES};
 use edgelet::clock::Clock;
-use edgelet::network::nftables::expression::{Expression, Verdict, leaves_by, source_in};
-use edgelet::network::nftables::{Batch, Hook, Socket};
+use edgelet::network::nftables::expression::{Expression, Verdict, is_ipv4_frame, leaves_by, source_in};
+use edgelet::network::nftables::{Batch, Family, Hook, Socket};
 use edgelet::network::{Attachment, Network, NetworkConfig};
 use edgelet::peers::paths::{FILE, Line, read};
 use edgelet::peers::{self, Mode, PeersConfig};
@@ -493,6 +493,40 @@ fn where_packets_of_pods_are_dropped_vxlan_carries_them() {
             };
             board.place.run(delete).await;
         }
+        bed.end().await;
+    });
+}
+
+/// Nothing changes that either board could see: a pod that asks finds out, and both ends leave the way.
+#[test]
+fn where_packets_of_pods_begin_to_be_dropped_vxlan_carries_them_once_a_pod_asks() {
+    run(async {
+        let bed = Bed::new(&[("a", 1), ("b", 1)], Mode::Auto).await;
+        let (a, b) = (bed.board("a").pod("pod-a").await, bed.board("b").pod("pod-b").await);
+        serve(&a.netns, 80, "pod").await;
+        serve(&b.netns, 80, "pod").await;
+        for (from, to) in [("a", "b"), ("b", "a")] {
+            bed.board(from).has_way(to, "route", "works").await;
+        }
+        assert_talk(&a, &b).await;
+        let filter = || async {
+            let mut batch = Batch::of(Family::Bridge);
+            batch.table("switch", 0).base_chain("switch", "frames", "filter", Hook::Forward, 0);
+            let pods = source_in("10.42.0.0/16".parse().unwrap());
+            batch.rule("switch", "frames", &[&is_ipv4_frame(), &pods, &[Expression::Verdict(Verdict::Drop)]]);
+            Socket::open().unwrap().commit(batch).unwrap();
+        };
+        bed.hub().run(filter).await;
+        let start = edgelet::clock::monotonic();
+        while ask(Some(&a), at(&b, 80)).await.is_err() {
+            assert!(start.elapsed() < PATIENCE * 36, "{:?} {:?}", bed.board("a").lines(), bed.board("b").lines());
+        }
+        println!("answered {:?} after the way fell silent", start.elapsed());
+        for (from, to) in [("a", "b"), ("b", "a")] {
+            let line = bed.board(from).has_way(to, "vxlan", "works").await;
+            assert_eq!(line.reason, "packets of pods are dropped between the nodes");
+        }
+        assert_talk(&a, &b).await;
         bed.end().await;
     });
 }

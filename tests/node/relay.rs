@@ -5,7 +5,7 @@ use crate::fleet::{join, server_url};
 use std::process::Command;
 
 /// Who answers, and whom it sees: a page that a program writes.
-fn speaker(name: &str, node: &str, app: &str) -> String {
+pub fn speaker(name: &str, node: &str, app: &str) -> String {
     let page = format!(r##"printf "#!/bin/sh\necho\necho {node} \$REMOTE_ADDR\n" > /tmp/www/cgi-bin/who"##);
     let big = "dd if=/dev/zero of=/tmp/www/big bs=1024 count=4096";
     let serve = "exec httpd -f -p 0.0.0.0:8080 -h /tmp/www";
@@ -42,12 +42,12 @@ spec:
     )
 }
 
-fn is_ready(bed: &Bed, pod: &str) -> bool {
+pub fn is_ready(bed: &Bed, pod: &str) -> bool {
     let pod = bed.get(&["pod", pod]);
     pod["status"]["containerStatuses"][0]["ready"] == true
 }
 
-fn ip(bed: &Bed, pod: &str) -> String {
+pub fn ip(bed: &Bed, pod: &str) -> String {
     bed.get(&["pod", pod])["status"]["podIP"].as_str().unwrap().to_owned()
 }
 
@@ -58,7 +58,7 @@ fn inside(bed: &Bed, pod: &str, command: &[&str]) -> String {
 }
 
 /// What a page says, without its head.
-fn page(bed: &Bed, pod: &str, host: &str, port: u16) -> String {
+pub fn page(bed: &Bed, pod: &str, host: &str, port: u16) -> String {
     let ask = format!(r#"printf "GET /cgi-bin/who HTTP/1.0\r\n\r\n" | nc -w 5 {host} {port}"#);
     inside(bed, pod, &["sh", "-c", &ask]).lines().last().unwrap_or_default().to_owned()
 }
@@ -68,7 +68,7 @@ fn curl(command: &mut Command, to: &str) -> String {
     String::from_utf8_lossy(&output.stdout).trim().to_owned()
 }
 
-fn way(way: &str, state: &str) -> (String, String) {
+pub fn way(way: &str, state: &str) -> (String, String) {
     (way.to_owned(), state.to_owned())
 }
 

@@ -21,6 +21,8 @@ const EQUAL: u32 = 0;
 const NOT_EQUAL: u32 = 1;
 const CT_STATE: u32 = 0;
 const CT_STATE_NEW: u32 = 8;
+const CT_STATUS: u32 = 2;
+const CT_STATUS_CONFIRMED: u32 = 8;
 const FIB_DADDR: u32 = 2;
 const FIB_RESULT_ADDRTYPE: u32 = 3;
 const RTN_LOCAL: u32 = 2;
@@ -161,9 +163,19 @@ pub enum Expression {
         key: u32,
         data: u32,
     },
+    /// Writes the key into a set that packets write.
+    Note {
+        set: &'static str,
+        key: u32,
+        timeout_s: u32,
+    },
     Value {
         to: u32,
         value: Vec<u8>,
+    },
+    /// Tells whoever listens to the group of nfnetlink_log.
+    Log {
+        group: u16,
     },
     Verdict(Verdict),
     Random {
@@ -198,8 +210,9 @@ impl Expression {
             Self::NetworkOrder { .. } => "byteorder",
             Self::SetSegmentSize { .. } => "exthdr",
             Self::InSet { .. } | Self::NotInSet { .. } | Self::Map { .. } | Self::VerdictMap { .. } => "lookup",
-            Self::Remember { .. } | Self::Forget { .. } => "dynset",
+            Self::Remember { .. } | Self::Forget { .. } | Self::Note { .. } => "dynset",
             Self::Value { .. } | Self::Verdict(_) => "immediate",
+            Self::Log { .. } => "log",
             Self::Random { .. } => "numgen",
             Self::Hash { .. } => "hash",
             Self::Dnat { .. } => "nat",
@@ -271,6 +284,13 @@ impl Expression {
             }
             Self::Forget { set, key, data: value } => {
                 data.text(1, set).number(3, DYNSET_DELETE).number(4, *key).number(5, *value);
+            }
+            Self::Note { set, key, timeout_s } => {
+                data.text(1, set).number(3, DYNSET_UPDATE).number(4, *key);
+                data.bytes(6, &(u64::from(*timeout_s) * 1000).to_be_bytes());
+            }
+            Self::Log { group } => {
+                data.bytes(1, &group.to_be_bytes());
             }
             Self::Value { to, value } => {
                 data.number(1, *to).nest(2, |inner| {
@@ -421,6 +441,18 @@ pub fn is_new_connection() -> Vec<Expression> {
         Expression::Bitwise { from: R0, to: R0, mask: CT_STATE_NEW, xor: 0 },
         not_equal(R0, &[0; 4]),
     ]
+}
+
+/// A packet after the first of a connection that nobody has answered yet: the first is not in the kernel's table
+/// before it has left.
+pub fn is_unanswered_again() -> Vec<Expression> {
+    let mut expressions = is_new_connection();
+    expressions.extend([
+        Expression::Ct { to: R0, key: CT_STATUS },
+        Expression::Bitwise { from: R0, to: R0, mask: CT_STATUS_CONFIRMED, xor: 0 },
+        not_equal(R0, &[0; 4]),
+    ]);
+    expressions
 }
 
 pub fn is_marked(mark: u32) -> Vec<Expression> {

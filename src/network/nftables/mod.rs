@@ -8,8 +8,8 @@ mod socket;
 use attribute::Writer;
 use expression::{Expression, Verdict};
 
-pub(super) use socket::receive;
 pub use socket::{BatchError, Chain, Events, Rule, Socket};
+pub(super) use socket::{messages, receive};
 
 const SUBSYSTEM: u16 = 10;
 const BATCH_BEGIN: u16 = 0x10;
@@ -232,8 +232,8 @@ impl Batch {
         self.elements(NEW_ELEMENT, CREATE, table, set, elements)
     }
 
-    /// A map whose elements packets write, and which forgets them again; at most `limit` of them.
-    pub fn remembering_map(&mut self, table: &str, set: &SetType, limit: u32) -> &mut Self {
+    /// A set or map whose elements packets write, and which forgets them again; at most `limit` of them.
+    pub fn remembering_set(&mut self, table: &str, set: &SetType, limit: u32) -> &mut Self {
         self.set_of(table, set, SET_HAS_TIMEOUTS | SET_IS_DYNAMIC, Some(limit))
     }
 

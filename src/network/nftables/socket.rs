@@ -207,7 +207,7 @@ pub(in crate::network) fn receive(netlink: &Netlink, mut last: impl FnMut(u16, u
 }
 
 /// Type, sequence, sender's port and body of each message.
-fn messages(mut rest: &[u8]) -> impl Iterator<Item = (u16, u32, u32, &[u8])> {
+pub(in crate::network) fn messages(mut rest: &[u8]) -> impl Iterator<Item = (u16, u32, u32, &[u8])> {
     std::iter::from_fn(move || {
         let word = |at: usize| Some(u32::from_ne_bytes(rest.get(at..at + 4)?.try_into().ok()?));
         let length = word(0)? as usize;
