@@ -23,7 +23,7 @@ use crate::kubelet::plugin;
 use crate::kubelet::shutdown::{self as machine_shutdown, ShutdownConfig};
 use crate::kubelet::{Heartbeat, Kubelet, KubeletConfig, server as kubelet_server};
 use crate::network::resolve::Resolver;
-use crate::network::{Network, NetworkConfig};
+use crate::network::{Network, NetworkConfig, claim};
 use crate::peers::{self, PeersConfig};
 use crate::proxy::{self, ProxyConfig};
 use crate::runtime::Runtime;
@@ -57,7 +57,9 @@ pub struct NodeLink {
 pub struct Node {
     network: Network,
     runtime: LibcontainerRuntime,
-    _claim: std::fs::File,
+    _folder: std::fs::File,
+    _bridge: claim::Claim,
+    _dns: claim::Claim,
 }
 
 /// Starts the node; returns once its network and its runtime stand.
@@ -65,7 +67,10 @@ pub async fn start(config: &Config, link: NodeLink, tree: &mut Tree) -> anyhow::
     let NodeLink { client, informers, streams, relay, heartbeat, node_ips, trace, clock } = link;
     let run = &config.run_directory;
     std::fs::create_dir_all(run).with_context(|| format!("make folder {}", run.display()))?;
-    let claim = crate::server::claim(run)?;
+    let folder = crate::server::claim(run)?;
+    let bridge = claim::bridge(&config.bridge)?;
+    let dns = claim::dns(config.dns_ip)?;
+    note_run_directory(config)?;
     let kubelet_config = kubelet_config(config, heartbeat, node_ips);
     let pod_cidr = match &config.pod_cidr {
         Some(pod_cidr) => pod_cidr.clone(),
@@ -108,7 +113,26 @@ pub async fn start(config: &Config, link: NodeLink, tree: &mut Tree) -> anyhow::
         machine_shutdown::run(kubelet.clone(), shutdown_config(config), tree.shutdown()),
     );
     run_kubelet(&kubelet, informers, streams, tree);
-    Ok(Node { network, runtime, _claim: claim })
+    Ok(Node { network, runtime, _folder: folder, _bridge: bridge, _dns: dns })
+}
+
+/// The name of a link in the data folder to the run folder: for those who know only where the data is.
+const RUN_LINK: &str = "run";
+
+fn note_run_directory(config: &Config) -> anyhow::Result<()> {
+    let link = config.data_directory.join(RUN_LINK);
+    if std::fs::read_link(&link).is_ok_and(|noted| noted == config.run_directory) {
+        return Ok(());
+    }
+    let context = || format!("make link {}", link.display());
+    std::fs::create_dir_all(&config.data_directory).with_context(context)?;
+    let _ = std::fs::remove_file(&link);
+    std::os::unix::fs::symlink(&config.run_directory, &link).with_context(context)
+}
+
+/// Where the records of the pods are whose images and logs are in this data folder.
+pub fn run_directory_of(data_directory: &Path) -> PathBuf {
+    std::fs::read_link(data_directory.join(RUN_LINK)).unwrap_or_else(|_| "/run/edgelet".into())
 }
 
 /// What a kubelet does towards its server, whatever machine lies below it.

@@ -5,7 +5,7 @@ use crate::clock::Clock;
 use jiff::Timestamp;
 use std::collections::{HashMap, VecDeque};
 use std::io::IsTerminal;
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard};
 use tracing_subscriber::fmt::format::{Compact, Format, Writer};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, format};
 use tracing_subscriber::registry::LookupSpan;
@@ -16,6 +16,8 @@ const TRACED_PODS_LIMIT: usize = 512;
 const LIVE_LIMIT: usize = 256;
 /// Steps remembered per pod.
 const STEPS_LIMIT: usize = 64;
+/// Of one step; the words of a registry or of libcontainer can be long.
+const STEP_LIMIT_CHARS: usize = 300;
 
 /// One step of a pod's way: what happened, which room did it, when.
 #[derive(Clone, Debug, serde::Serialize, serde::Deserialize, PartialEq, Eq)]
@@ -23,10 +25,27 @@ pub struct Step {
     pub at: Timestamp,
     pub room: String,
     pub what: String,
+    #[serde(skip)]
+    turn: u64,
+}
+
+impl Step {
+    /// What is before it in time, or in its cause where a clock tells no difference.
+    pub fn order(&self) -> (Timestamp, u64) {
+        (self.at, self.turn)
+    }
+}
+
+/// When a step was taken that is told later, once it is known to have succeeded.
+#[derive(Clone, Copy, Debug)]
+pub struct Moment {
+    at: Timestamp,
+    turn: u64,
 }
 
 #[derive(Default)]
 struct Record {
+    turns: u64,
     order: VecDeque<String>,
     steps: HashMap<String, Vec<Step>>,
 }
@@ -49,12 +68,25 @@ impl Trace {
         self.live.subscribe()
     }
 
+    /// Now. Whoever writes takes it before the write: those who act upon it may tell of that first.
+    pub fn moment(&self, clock: &Clock) -> Moment {
+        let mut record = self.record();
+        record.turns += 1;
+        Moment { at: clock.now(), turn: record.turns }
+    }
+
     /// Records that `room` did `what` for the pod with this uid, now.
     pub fn mark(&self, clock: &Clock, uid: &str, room: &'static str, what: &str) {
-        let step = Step { at: clock.now(), room: room.to_owned(), what: what.to_owned() };
+        self.mark_at(self.moment(clock), uid, room, what);
+    }
+
+    /// The same, with the moment at which it was done.
+    pub fn mark_at(&self, moment: Moment, uid: &str, room: &'static str, what: &str) {
+        let what = what.chars().take(STEP_LIMIT_CHARS).collect();
+        let step = Step { at: moment.at, room: room.to_owned(), what, turn: moment.turn };
         // Without a reader the step is only remembered.
         let _ = self.live.send((uid.to_owned(), step.clone()));
-        let mut record = self.record.lock().expect("no panic while the trace is locked");
+        let mut record = self.record();
         if !record.steps.contains_key(uid) {
             if record.order.len() >= TRACED_PODS_LIMIT
                 && let Some(oldest) = record.order.pop_front()
@@ -64,17 +96,22 @@ impl Trace {
             record.order.push_back(uid.to_owned());
         }
         let steps = record.steps.entry(uid.to_owned()).or_default();
-        if steps.len() < STEPS_LIMIT {
-            steps.push(step);
+        if steps.len() >= STEPS_LIMIT {
+            // How it began and how it is now count most.
+            steps.remove(STEPS_LIMIT / 2);
         }
+        steps.push(step);
     }
 
     /// The steps of one pod in the order they happened; empty when it is unknown.
     pub fn steps(&self, uid: &str) -> Vec<Step> {
-        let record = self.record.lock().expect("no panic while the trace is locked");
-        let mut steps = record.steps.get(uid).cloned().unwrap_or_default();
-        steps.sort_by_key(|step| step.at);
+        let mut steps = self.record().steps.get(uid).cloned().unwrap_or_default();
+        steps.sort_by_key(Step::order);
         steps
+    }
+
+    fn record(&self) -> MutexGuard<'_, Record> {
+        self.record.lock().expect("no panic while the trace is locked")
     }
 }
 
@@ -150,6 +187,20 @@ mod tests {
         fn flush(&mut self) -> std::io::Result<()> {
             Ok(())
         }
+    }
+
+    #[test]
+    fn a_cause_that_is_told_after_its_effect_comes_before_it() {
+        let (trace, clock) = (Trace::default(), Clock::simulated(Timestamp::UNIX_EPOCH));
+        let written = trace.moment(&clock);
+        trace.mark(&clock, "a", "scheduler", "queued");
+        trace.mark_at(written, "a", "apiserver", "created");
+        let told = |trace: &Trace| trace.steps("a").into_iter().map(|step| step.what).collect::<Vec<_>>();
+        assert_eq!(told(&trace), ["created", "queued"]);
+        (0..2 * STEPS_LIMIT).for_each(|n| trace.mark(&clock, "a", "kubelet", &format!("failed {n}")));
+        let told = told(&trace);
+        assert_eq!((told.len(), told[0].as_str()), (STEPS_LIMIT, "created"));
+        assert_eq!(told.last().map(String::as_str), Some(format!("failed {}", 2 * STEPS_LIMIT - 1).as_str()));
     }
 
     #[test]

@@ -56,10 +56,15 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
             targets.push(of_object(object, &namespace)?);
         }
     }
+    let mut code = ExitCode::SUCCESS;
     for (kind, namespace, name) in targets {
-        delete(&remote, &arguments, &kind, &namespace, &name).await?;
+        // What is missing must not keep the others from being deleted.
+        if let Err(error) = delete(&remote, &arguments, &kind, &namespace, &name).await {
+            eprintln!("error: delete {}/{name}: {}", get::qualified(&kind), super::chain(&error));
+            code = ExitCode::FAILURE;
+        }
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(code)
 }
 
 /// The kind, namespace and name of a manifest's object.

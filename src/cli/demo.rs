@@ -1,7 +1,7 @@
 //! `edgelet demo`: server and node in the foreground, a Deployment and a Service from an image made of
 //! this very binary, each step of the workflow printed as it happens. Ctrl-C walks the steps back.
 
-use super::{apply, block_on, image};
+use super::{apply, block_on, image, uninstall};
 use crate::api::object::{Object, ObjectExt};
 use crate::client::kubeconfig::Access;
 use crate::client::{Client, DEPLOYMENTS, ENDPOINTSLICES, Informer, Informers, PODS, Remote, SERVICES};
@@ -9,27 +9,37 @@ use crate::clock::Clock;
 use crate::config::{Config, Typed};
 use crate::image::ImageStore;
 use crate::image::manifest::Process;
+use crate::network::claim;
 use crate::registry::{DeleteOptions, Propagation};
 use crate::server::ControlPlane;
 use crate::supervise::Tree;
 use crate::telemetry::Trace;
 use crate::{node, server};
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use serde::Deserialize;
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::watch;
 
 const IMAGE: &str = "localhost/edgelet-demo:v1";
+/// Behind it the number of its process.
+const FOLDER_PREFIX: &str = "edgelet-demo-";
 const MANIFEST: &str = include_str!("demo.yaml");
 /// One demo at a time: it has fixed names in the kernel, so that a crashed one is cleaned up by the next.
 const RUN_DIRECTORY: &str = "/run/edgelet-demo";
+const START_TIMEOUT: Duration = Duration::from_secs(30);
 const READY_TIMEOUT: Duration = Duration::from_secs(60);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// Steps that are told within this are put in order before they are printed.
+const ORDERING: Duration = Duration::from_millis(30);
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(10);
 
 #[derive(clap::Args)]
@@ -50,9 +60,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         return ask_for_root();
     }
     crate::telemetry::init("warn");
-    let state = State::take(arguments.data_dir.as_deref())?;
-    let config = config(&arguments, &state.directory)?;
-    block_on(demo(config, arguments.once))
+    block_on(demo(arguments))
 }
 
 /// Runs the same command again through sudo.
@@ -63,9 +71,10 @@ fn ask_for_root() -> anyhow::Result<ExitCode> {
     Err(error).context("run sudo (or start the demo as root)")
 }
 
-/// The folders of a demo, removed when it ends; the lock keeps a second demo out.
+/// The folders of a demo, and those that killed ones left, removed when it ends; the lock keeps a second demo out.
 struct State {
     directory: PathBuf,
+    left: Vec<PathBuf>,
     _lock: std::fs::File,
 }
 
@@ -76,23 +85,58 @@ impl State {
         if rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err() {
             bail!("another demo is running on this machine");
         }
-        let temporary = || std::env::temp_dir().join(format!("edgelet-demo-{}", std::process::id()));
-        let directory = directory.map_or_else(temporary, Path::to_owned);
+        let temporary = std::env::temp_dir();
+        let left = left_by_others(&temporary, |process| Path::new("/proc").join(process).exists());
+        let own = || temporary.join(format!("{FOLDER_PREFIX}{}", std::process::id()));
+        let directory = directory.map_or_else(own, Path::to_owned);
         if std::fs::read_dir(&directory).is_ok_and(|mut entries| entries.next().is_some()) {
             bail!("{} is not empty: the demo removes its folder at the end", directory.display());
         }
         std::fs::create_dir_all(&directory).with_context(|| format!("make {}", directory.display()))?;
-        Ok(Self { directory, _lock: lock })
+        Ok(Self { directory, left, _lock: lock })
     }
 }
 
 impl Drop for State {
     fn drop(&mut self) {
-        for directory in [self.directory.as_path(), Path::new(RUN_DIRECTORY)] {
+        // Without its records a pod that still runs, of a killed demo say, would be found by nobody.
+        let pods = std::fs::read_dir(Path::new(RUN_DIRECTORY).join("pods"));
+        if pods.is_ok_and(|mut pods| pods.next().is_some()) {
+            eprintln!("warning: pods are left: the next demo takes them away");
+            return;
+        }
+        for directory in &self.left {
+            if let Err(error) = unmount_below(directory) {
+                eprintln!("warning: unmount what is below {}: {error}", directory.display());
+                return;
+            }
+        }
+        let own = [self.directory.as_path(), Path::new(RUN_DIRECTORY)];
+        for directory in self.left.iter().map(PathBuf::as_path).chain(own) {
             if let Err(error) = std::fs::remove_dir_all(directory) {
                 eprintln!("warning: remove {}: {error}", directory.display());
             }
         }
+    }
+}
+
+/// Folders of demos whose process is gone and that nobody has claimed.
+fn left_by_others(temporary: &Path, is_alive: impl Fn(&str) -> bool) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(temporary).into_iter().flatten().flatten();
+    let left = entries.filter(|entry| {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let process = name.strip_prefix(FOLDER_PREFIX).filter(|process| process.parse::<u32>().is_ok());
+        let own = entry.metadata().is_ok_and(|meta| meta.is_dir() && meta.uid() == rustix::process::geteuid().as_raw());
+        own && process.is_some_and(|process| !is_alive(process)) && server::claim(&entry.path()).is_ok()
+    });
+    left.map(|entry| entry.path()).collect()
+}
+
+fn unmount_below(directory: &Path) -> std::io::Result<()> {
+    loop {
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
+        let Some(point) = uninstall::mount_below(&mounts, directory) else { return Ok(()) };
+        crate::sys::mount::unmount(&point)?;
     }
 }
 
@@ -110,31 +154,81 @@ fn config(arguments: &Arguments, directory: &Path) -> anyhow::Result<Config> {
     Ok(typed.check()?)
 }
 
-async fn demo(config: Config, once: bool) -> anyhow::Result<ExitCode> {
-    let clock = Clock::real();
+async fn demo(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let begun = crate::clock::monotonic();
-    let say = move |what: &str| println!("{:>7.1} ms  {what}", begun.elapsed().as_secs_f64() * 1000.0);
+    // Before anything is made: a signal walks back from wherever it arrives.
+    let asked = end_asked()?;
+    refuse_neighbours(&config(&arguments, Path::new("/"))?)?;
+    let state = State::take(arguments.data_dir.as_deref())?;
+    let config = config(&arguments, &state.directory)?;
+    play(&config, arguments.once, asked, begun).await.map(|()| ExitCode::SUCCESS)
+}
+
+/// True from the first SIGINT or SIGTERM on.
+fn end_asked() -> anyhow::Result<watch::Receiver<bool>> {
     let mut interrupted = signal(SignalKind::interrupt()).context("watch for SIGINT")?;
     let mut terminated = signal(SignalKind::terminate()).context("watch for SIGTERM")?;
-    let images = ImageStore::open(&config.data_directory.join("images"), clock)?;
-    let program = std::env::current_exe().context("find this program")?;
-    let process = Process { entrypoint: Some(vec!["/bin/edgelet".into()]), ..Process::default() };
-    tokio::task::spawn_blocking(move || image::build_as(&images, &program, "edgelet", process, IMAGE)).await??;
-    say(&format!("image {IMAGE} made from this binary"));
+    let (tell, asked) = watch::channel(false);
+    tokio::spawn(async move {
+        loop {
+            tokio::select! {
+                _ = interrupted.recv() => {}
+                _ = terminated.recv() => {}
+            }
+            let again = tell.send_replace(true);
+            println!("\n{}", if again { "Still walking the steps back." } else { "The demo is to end." });
+        }
+    });
+    Ok(asked)
+}
 
+/// The demo's addresses are a cluster's usual ones: beside another's pods it would never answer.
+fn refuse_neighbours(config: &Config) -> anyhow::Result<()> {
+    claim::dns(config.dns_ip)?;
+    let routes = std::fs::read_to_string("/proc/net/route").context("read /proc/net/route")?;
+    let networks = [config.cluster_cidr, config.service_cidr];
+    match claim::foreign_route(&routes, &networks, &config.bridge) {
+        None => Ok(()),
+        Some((device, route)) => bail!(
+            "the demo needs {} and {}, and device {device} has {route} on this machine: if that is the bridge of an \
+             edgelet server that has ended, its pods still run, and `edgelet uninstall` takes them away; or use that \
+             server instead of a demo",
+            config.cluster_cidr,
+            config.service_cidr
+        ),
+    }
+}
+
+fn say(begun: tokio::time::Instant, what: &str) {
+    println!("{:>7.1} ms  {what}", begun.elapsed().as_secs_f64() * 1000.0);
+}
+
+/// Makes everything, and takes it away again: at the end, after an error, or once that is asked for.
+async fn play(
+    config: &Config,
+    once: bool,
+    mut asked: watch::Receiver<bool>,
+    begun: tokio::time::Instant,
+) -> anyhow::Result<()> {
+    make_image(config).await?;
+    say(begun, &format!("image {IMAGE} made from this binary"));
+    if *asked.borrow() {
+        return Ok(());
+    }
     let mut tree = Tree::default();
-    let plane = server::start(&config, &mut tree).await?;
-    say(&format!("API server answers at {}", plane.address));
-    let node = match node::start(&config, plane.link(&config), &mut tree).await {
+    let plane = server::start(config, &mut tree).await?;
+    say(begun, &format!("API server answers at {}", plane.address));
+    let starting = tokio::time::timeout(START_TIMEOUT, node::start(config, plane.link(config), &mut tree)).await;
+    let node = match starting.unwrap_or_else(|_| Err(anyhow!("the node does not start"))) {
         Ok(node) => node,
         Err(error) => {
             tree.end(SHUTDOWN_GRACE).await;
-            let taken_back = node::discard(&config).await;
+            let taken_back = node::discard(config).await;
             plane.close().await?;
             return taken_back.context(format!("{error:#}")).and(Err(error));
         }
     };
-    say(&format!("node {} runs: bridge {}, rules, DNS {}", config.node_name, config.bridge, config.dns_ip));
+    say(begun, &format!("node {} runs: bridge {}, rules, DNS {}", config.node_name, config.bridge, config.dns_ip));
     let pods = plane.informers.all(PODS);
     let (steps, shutdown) = (print_steps(plane.trace.clone(), pods.clone(), begun), tree.shutdown());
     tree.spawn("demo steps", async move {
@@ -145,36 +239,37 @@ async fn demo(config: Config, once: bool) -> anyhow::Result<ExitCode> {
     });
 
     let work = async {
-        install(&config).await?;
-        let url = answering(&plane, &config).await?;
-        say("the Service answers");
-        tell(&url, &config);
+        install(config).await?;
+        let url = answering(&plane, &pods, config).await?;
+        say(begun, "the Service answers");
+        tell(&url, config);
+        if !once {
+            std::future::pending::<()>().await;
+        }
         anyhow::Ok(())
     };
-    let mut outcome = tokio::select! {
+    let outcome = tokio::select! {
         done = work => done,
-        _ = interrupted.recv() => Ok(()),
-        _ = terminated.recv() => Ok(()),
-        task = tree.lost() => Err(anyhow::anyhow!("task {task} has ended: see its error above")),
+        _ = asked.wait_for(|asked| *asked) => Ok(()),
+        task = tree.lost() => Err(anyhow!("task {task} has ended: see its error above")),
     };
-    if outcome.is_ok() && !once {
-        tokio::select! {
-            _ = interrupted.recv() => {}
-            _ = terminated.recv() => {}
-            task = tree.lost() => outcome = Err(anyhow::anyhow!("task {task} has ended: see its error above")),
-        }
-    }
     println!();
-    say("walking the steps back");
-    if let Err(error) = walk_back(&plane.client, &pods).await {
-        outcome = outcome.and(Err(error));
-    }
-    say("pods are gone");
+    say(begun, "walking the steps back: first the pods, which have 5 s to end");
+    let gone = walk_back(&plane.client, &pods).await;
+    say(begun, if gone.is_ok() { "pods are gone; now network, rules and cgroups" } else { "pods are killed" });
     tree.end(SHUTDOWN_GRACE).await;
     node.remove().await?;
     plane.close().await?;
-    say("network, rules and cgroups are gone");
-    outcome.map(|()| ExitCode::SUCCESS)
+    say(begun, "network, rules and cgroups are gone");
+    outcome.and(gone)
+}
+
+async fn make_image(config: &Config) -> anyhow::Result<()> {
+    let images = ImageStore::open(&config.data_directory.join("images"), Clock::real())?;
+    let program = std::env::current_exe().context("find this program")?;
+    let process = Process { entrypoint: Some(vec!["/bin/edgelet".into()]), ..Process::default() };
+    tokio::task::spawn_blocking(move || image::build_as(&images, &program, "edgelet", process, IMAGE)).await??;
+    Ok(())
 }
 
 /// Applies the demo's manifest as any client would: by HTTPS.
@@ -189,16 +284,49 @@ async fn install(config: &Config) -> anyhow::Result<()> {
 }
 
 /// Waits, by the slices' informer, for every endpoint to be ready, then asks the Service for its page.
-async fn answering(plane: &ControlPlane, config: &Config) -> anyhow::Result<String> {
+async fn answering(plane: &ControlPlane, pods: &Informer, config: &Config) -> anyhow::Result<String> {
     let service = plane.client.get(SERVICES, "default", "hello").await?.object()?;
     let port = service.at(&["spec", "ports"]).and_then(|ports| ports.get(0)?.get("nodePort")?.as_u64());
     let url = format!("http://{}:{}/", config.node_ip, port.context("the Service has no node port")?);
-    tokio::time::timeout(READY_TIMEOUT, ready(&plane.informers))
-        .await
-        .context("the demo's pods did not become ready in time")??;
-    let page = reqwest::get(&url).await.with_context(|| format!("ask {url}"))?.text().await?;
+    let late = |_| format!("the demo's pods are not ready after {} s:{}", READY_TIMEOUT.as_secs(), why_not(pods));
+    tokio::time::timeout(READY_TIMEOUT, ready(&plane.informers)).await.map_err(|error| anyhow!(late(error)))??;
+    let page = page(&url).await?;
     print!("{:>11}{page}", "");
     Ok(url)
+}
+
+/// The rules are there some milliseconds after the endpoints are ready; what keeps them from working is none of ours.
+async fn page(url: &str) -> anyhow::Result<String> {
+    let client = reqwest::Client::builder().timeout(Duration::from_secs(2)).no_proxy().build()?;
+    let deadline = crate::clock::monotonic() + ANSWER_TIMEOUT;
+    loop {
+        let answer = async { client.get(url).send().await?.error_for_status()?.text().await };
+        match answer.await {
+            Ok(page) => return Ok(page),
+            Err(error) if crate::clock::monotonic() >= deadline => {
+                let limit_s = ANSWER_TIMEOUT.as_secs();
+                let what = format!(
+                    "the pods are ready, but {url} has not answered for {limit_s} s: another program's firewall, \
+                     rules or network on this machine may be in the way (`edgelet check`, `nft list ruleset`)"
+                );
+                return Err(anyhow::Error::new(error).context(what));
+            }
+            Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+        }
+    }
+}
+
+/// What each pod that is not ready waits for.
+fn why_not(pods: &Informer) -> String {
+    let objects = pods.list().into_iter().filter_map(|item| item.object().ok());
+    let told = objects.map(|pod| {
+        let statuses = pod.at(&["status", "containerStatuses"]).and_then(Object::as_array);
+        let waiting = statuses.into_iter().flatten().filter_map(|one| one.at(&["state", "waiting"]));
+        let reasons = waiting.map(|one| format!(" {}: {}", one.str_at(&["reason"]), one.str_at(&["message"])));
+        format!(" {} is {}{};", pod.name(), pod.str_at(&["status", "phase"]), reasons.collect::<String>())
+    });
+    let told: String = told.collect();
+    if told.is_empty() { " there are none".into() } else { told.trim_end_matches(';').to_owned() }
 }
 
 async fn ready(informers: &Informers) -> anyhow::Result<()> {
@@ -225,22 +353,28 @@ fn tell(url: &str, config: &Config) {
     println!("  Ctrl-C ends the demo and removes everything.");
 }
 
-/// Prints what the components record of pods, as they record it.
+/// Prints what the components record of pods, as they record it; a cause may be recorded after its effect.
 async fn print_steps(trace: Arc<Trace>, pods: Informer, begun: tokio::time::Instant) {
     let mut steps = trace.subscribe();
     let mut names: HashMap<String, String> = HashMap::new();
     loop {
-        let (uid, step) = match steps.recv().await {
-            Ok(step) => step,
-            Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => continue,
-            Err(_) => return,
+        let mut told = match steps.recv().await {
+            Ok(step) => vec![step],
+            Err(RecvError::Lagged(_)) => continue,
+            Err(RecvError::Closed) => return,
         };
-        if !names.contains_key(&uid) {
-            let objects = pods.list().into_iter().filter_map(|item| item.object().ok());
-            names.extend(objects.map(|object| (object.uid().to_owned(), object.name().to_owned())));
+        tokio::time::sleep(ORDERING).await;
+        let (now, since) = (Clock::real().now(), begun.elapsed());
+        told.extend(std::iter::from_fn(|| steps.try_recv().ok()));
+        told.sort_by_key(|(_, step)| step.order());
+        let objects = pods.list().into_iter().filter_map(|item| item.object().ok());
+        names.extend(objects.map(|object| (object.uid().to_owned(), object.name().to_owned())));
+        for (uid, step) in told {
+            let name = names.get(&uid).map_or("pod", String::as_str);
+            let ago = Duration::try_from(now.duration_since(step.at)).unwrap_or_default();
+            let at = since.saturating_sub(ago).as_secs_f64() * 1000.0;
+            println!("{at:>7.1} ms  {name}: {}: {}", step.room, step.what);
         }
-        let name = names.get(&uid).cloned().unwrap_or_else(|| "pod".into());
-        println!("{:>7.1} ms  {name}: {}: {}", begun.elapsed().as_secs_f64() * 1000.0, step.room, step.what);
     }
 }
 
@@ -260,4 +394,22 @@ async fn walk_back(client: &Client, pods: &Informer) -> anyhow::Result<()> {
         }
     };
     tokio::time::timeout(READY_TIMEOUT, gone).await.context("pods still run")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_folders_of_demos_that_are_gone_are_taken_away() {
+        let temporary = tempfile::tempdir().unwrap();
+        for name in ["edgelet-demo-11", "edgelet-demo-12", "edgelet-demo-13", "edgelet-demo-notes", "other"] {
+            std::fs::create_dir(temporary.path().join(name)).unwrap();
+        }
+        std::fs::write(temporary.path().join("edgelet-demo-14"), "").unwrap();
+        let claimed = server::claim(&temporary.path().join("edgelet-demo-13")).unwrap();
+        let left = left_by_others(temporary.path(), |process| process == "12");
+        assert_eq!(left, [temporary.path().join("edgelet-demo-11")]);
+        drop(claimed);
+    }
 }

@@ -5,9 +5,10 @@ use crate::clock::Clock;
 use crate::image::manifest::{Platform, Process};
 use crate::image::pull::Puller;
 use crate::image::{Image, ImageStore};
+use crate::runtime::libcontainer::{Users, images_in_use};
 use anyhow::{Context, bail};
 use clap::Subcommand;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{Write, stdin, stdout};
 use std::path::{Path, PathBuf};
@@ -19,6 +20,9 @@ pub struct Arguments {
     /// Folder of the server's or node's state
     #[arg(long, global = true, default_value = "/var/lib/edgelet", value_name = "DIR")]
     data_dir: PathBuf,
+    /// Folder with the records of running pods [default: what the server or node noted in its data folder]
+    #[arg(long, global = true, value_name = "DIR")]
+    run_dir: Option<PathBuf>,
     #[command(subcommand)]
     command: Command,
 }
@@ -78,8 +82,11 @@ enum Command {
     Remove {
         #[arg(required = true)]
         images: Vec<String>,
+        /// Those that containers on this machine use, too
+        #[arg(short, long)]
+        force: bool,
     },
-    /// Remove every image not named by --keep
+    /// Remove every image that no container on this machine uses and --keep does not name
     Prune {
         #[arg(long)]
         keep: Vec<String>,
@@ -87,7 +94,17 @@ enum Command {
 }
 
 pub async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
-    let images = ImageStore::open(&arguments.data_dir.join("images"), Clock::real())?;
+    let folder = arguments.data_dir.join("images");
+    let adds = matches!(arguments.command, Command::Pull { .. } | Command::Import { .. } | Command::Build { .. });
+    if !adds && !folder.try_exists().with_context(|| format!("read {}", folder.display()))? {
+        eprintln!("there are no images in {}: no server or node has run with this data folder", folder.display());
+        return Ok(if matches!(arguments.command, Command::List) { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+    }
+    let images = ImageStore::open(&folder, Clock::real())?;
+    let in_use = || {
+        let noted = || crate::node::run_directory_of(&arguments.data_dir);
+        images_in_use(&arguments.run_dir.clone().unwrap_or_else(noted)).context("learn which images are used")
+    };
     match arguments.command {
         Command::List => print!("{}", table(&images.list()?)),
         Command::Pull { image, insecure_registry } => {
@@ -110,8 +127,11 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
             println!("{}", build(&images, &source, platform, process, &tag)?);
         }
         Command::Tag { image, name } => images.tag(&image, &name)?,
-        Command::Remove { images: names } => names.iter().try_for_each(|name| images.remove(name))?,
-        Command::Prune { keep } => prune(&images, &keep)?,
+        Command::Remove { images: names, force } => {
+            let used = if force { Users::new() } else { in_use()? };
+            return Ok(remove(&images, &names, &used));
+        }
+        Command::Prune { keep } => prune(&images, &keep, &in_use()?)?,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -171,25 +191,91 @@ fn import(images: &ImageStore, file: &Path, tag: Option<&str>) -> anyhow::Result
     Ok(())
 }
 
+/// Whatever stood in the file stays until the archive is complete.
 fn export(images: &ImageStore, file: &Path, names: &[String]) -> anyhow::Result<()> {
+    for name in names {
+        if images.get(name)?.is_none() {
+            bail!("image {name} not found");
+        }
+    }
     if file.as_os_str() == "-" {
         let mut out = stdout().lock();
         images.export(names, &mut out)?;
         return Ok(out.flush()?);
     }
-    let output = File::create(file).with_context(|| format!("create {}", file.display()))?;
-    let mut output = std::io::BufWriter::new(output);
-    images.export(names, &mut output)?;
-    Ok(output.flush()?)
+    if std::fs::metadata(file).is_ok_and(|meta| !meta.is_file()) {
+        // A device or a pipe: it is written to, not replaced.
+        let output = File::options().write(true).open(file).with_context(|| format!("open {}", file.display()))?;
+        let mut output = std::io::BufWriter::new(output);
+        images.export(names, &mut output)?;
+        return Ok(output.flush()?);
+    }
+    // A link goes on pointing at what it points at.
+    let file = std::fs::canonicalize(file).unwrap_or_else(|_| file.to_owned());
+    let mut name = file.file_name().context("name a file")?.to_owned();
+    name.push(format!(".tmp{:08x}", fastrand::u32(..)));
+    let temporary = file.with_file_name(name);
+    let written = write_archive(images, &temporary, names)
+        .and_then(|()| std::fs::rename(&temporary, &file).with_context(|| format!("rename {}", temporary.display())));
+    if written.is_err() {
+        let _ = std::fs::remove_file(&temporary);
+    }
+    written
 }
 
-fn prune(images: &ImageStore, keep: &[String]) -> anyhow::Result<()> {
-    let mut kept = BTreeSet::new();
+fn write_archive(images: &ImageStore, file: &Path, names: &[String]) -> anyhow::Result<()> {
+    let output = File::create_new(file).with_context(|| format!("create {}", file.display()))?;
+    let mut output = std::io::BufWriter::new(output);
+    images.export(names, &mut output)?;
+    let output = output.into_inner().with_context(|| format!("write {}", file.display()))?;
+    output.sync_all().with_context(|| format!("write {}", file.display()))
+}
+
+/// Goes on after an error.
+fn remove(images: &ImageStore, names: &[String], used: &Users) -> ExitCode {
+    let mut code = ExitCode::SUCCESS;
+    for name in names {
+        if let Err(error) = remove_one(images, name, used) {
+            eprintln!("error: {}", super::chain(&error));
+            code = ExitCode::FAILURE;
+        }
+    }
+    code
+}
+
+fn remove_one(images: &ImageStore, name: &str, used: &Users) -> anyhow::Result<()> {
+    let Some(image) = images.get(name)? else { bail!("image {name} not found") };
+    if let Some(pods) = used.get(&image.id) {
+        let pods: Vec<&str> = pods.iter().map(String::as_str).collect();
+        bail!(
+            "image {name} is used on this machine by {}: without it their containers cannot start again (--force \
+             removes it all the same)",
+            pods.join(", ")
+        );
+    }
+    images.remove(name)?;
+    println!("removed {name}");
+    Ok(())
+}
+
+fn prune(images: &ImageStore, keep: &[String], used: &Users) -> anyhow::Result<()> {
+    let mut kept: BTreeSet<String> = used.keys().cloned().collect();
     for name in keep {
         let Some(image) = images.get(name)? else { bail!("image {name} not found") };
         kept.insert(image.id);
     }
-    images.collect(&kept, true)?.iter().for_each(|id| println!("{id}"));
+    let names: BTreeMap<String, String> =
+        images.list()?.into_iter().map(|image| (image.id, image.names.join(" "))).collect();
+    let gone = images.collect(&kept, true)?;
+    for id in &gone {
+        println!("removed {id} {}", names.get(id).map_or("", String::as_str));
+    }
+    let left = names.len().saturating_sub(gone.len());
+    println!(
+        "{} removed, {left} kept ({} in use)",
+        gone.len(),
+        used.keys().filter(|id| names.contains_key(*id)).count()
+    );
     Ok(())
 }
 
@@ -203,4 +289,48 @@ fn table(images: &[Image]) -> String {
         lines.extend(names.iter().map(|name| vec![name.clone(), id.clone(), size.clone()]));
     }
     aligned(&lines)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn store(directory: &Path) -> ImageStore {
+        let images = ImageStore::open(directory, Clock::real()).unwrap();
+        let tree = tempfile::tempdir().unwrap();
+        for (name, text) in [("a", "1"), ("b", "2")] {
+            std::fs::write(tree.path().join("file"), text).unwrap();
+            images.build(tree.path(), Process::default(), &format!("localhost/{name}:v1")).unwrap();
+        }
+        images
+    }
+
+    #[test]
+    fn an_export_that_fails_leaves_what_was_in_the_file() {
+        let (directory, out) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let images = store(directory.path());
+        let file = out.path().join("precious.tar");
+        std::fs::write(&file, "precious").unwrap();
+        let refused = export(&images, &file, &["localhost/none:v1".into()]).unwrap_err();
+        assert_eq!(refused.to_string(), "image localhost/none:v1 not found");
+        assert_eq!(std::fs::read(&file).unwrap(), b"precious");
+        export(&images, &file, &["localhost/a:v1".into()]).unwrap();
+        assert!(std::fs::read(&file).unwrap().len() > 512);
+        assert_eq!(std::fs::read_dir(out.path()).unwrap().count(), 1, "no temporary file is left");
+    }
+
+    #[test]
+    fn images_that_containers_use_stay() {
+        let directory = tempfile::tempdir().unwrap();
+        let images = store(directory.path());
+        let id = images.get("localhost/a:v1").unwrap().unwrap().id;
+        let used = Users::from([(id, BTreeSet::from(["default/web".to_owned()]))]);
+        let refused = remove_one(&images, "localhost/a:v1", &used).unwrap_err().to_string();
+        assert!(refused.contains("is used on this machine by default/web"), "{refused}");
+        prune(&images, &[], &used).unwrap();
+        let names: Vec<String> = images.list().unwrap().into_iter().flat_map(|image| image.names).collect();
+        assert_eq!(names, ["localhost/a:v1"]);
+        remove_one(&images, "localhost/a:v1", &Users::new()).unwrap();
+        assert!(images.list().unwrap().is_empty());
+    }
 }

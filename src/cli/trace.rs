@@ -22,7 +22,7 @@ pub struct Arguments {
 pub async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let remote = arguments.connection.open()?;
     let namespace = arguments.connection.namespace(&remote);
-    let pod = arguments.pod.rsplit('/').next().unwrap_or_default();
+    let pod = pod_name(&arguments.pod)?;
     let body = remote.raw(Method::GET, &format!("/edgelet/v1/trace/{namespace}/{pod}"), None).await?;
     if arguments.json {
         println!("{}", String::from_utf8_lossy(&body));
@@ -36,6 +36,15 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     }
     print!("{}", render(&steps));
     Ok(ExitCode::SUCCESS)
+}
+
+/// Steps are recorded of pods alone.
+fn pod_name(text: &str) -> anyhow::Result<&str> {
+    match text.split_once('/') {
+        None => Ok(text),
+        Some(("pod" | "pods" | "po", name)) if !name.is_empty() => Ok(name),
+        Some((kind, _)) => bail!("trace takes pods, not {kind:?}: `edgelet get pods` lists them, then trace pod/NAME"),
+    }
 }
 
 #[derive(serde::Deserialize)]
@@ -69,9 +78,18 @@ mod tests {
     use super::*;
 
     #[test]
+    fn only_pods_are_traced() {
+        assert_eq!((pod_name("pod/a").unwrap(), pod_name("a").unwrap()), ("a", "a"));
+        let refused = pod_name("deployment/web").unwrap_err().to_string();
+        assert!(refused.starts_with("trace takes pods, not \"deployment\""), "{refused}");
+    }
+
+    #[test]
     fn steps_are_shown_with_both_times() {
         let at = |ms: i64| jiff::Timestamp::from_millisecond(1_800_000_000_000 + ms).unwrap();
-        let step = |ms, what: &str| Step { at: at(ms), room: "r".into(), what: what.into() };
+        let step = |ms, what: &str| -> Step {
+            serde_json::from_value(serde_json::json!({"at": at(ms), "room": "r", "what": what})).unwrap()
+        };
         let text = render(&[step(0, "created"), step(2, "bound"), step(12, "started")]);
         assert_eq!(text.lines().last(), Some("12.0 ms   +10.0 ms   r      started"));
     }

@@ -152,7 +152,7 @@ fn remove_folder(path: &Path) -> anyhow::Result<()> {
 }
 
 /// A mount point inside `folder`, not the folder itself (a data partition, say).
-fn mount_below(mountinfo: &str, folder: &Path) -> Option<PathBuf> {
+pub fn mount_below(mountinfo: &str, folder: &Path) -> Option<PathBuf> {
     let points = mountinfo.lines().filter_map(|line| line.split(' ').nth(4));
     // The kernel writes blanks as octal numbers.
     let points = points.map(|point| PathBuf::from(point.replace("\\040", " ")));

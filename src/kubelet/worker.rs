@@ -15,7 +15,7 @@ use super::{Kubelet, SharedPod};
 use crate::api::view::pod::Pod;
 use crate::client::Item;
 use crate::client::replica::with_status;
-use crate::runtime::{ContainerState, Reason, SandboxStatus};
+use crate::runtime::{ContainerState, Exit, Reason, SandboxStatus};
 use bytes::Bytes;
 use jiff::Timestamp;
 use report::{Pending, Probing};
@@ -228,6 +228,7 @@ impl Worker {
         if !status.ips.is_empty() {
             self.memory.ips = status.ips.iter().map(ToString::to_string).collect();
         }
+        self.mark_failures(&status);
         self.removing.retain(|id| status.containers.iter().any(|record| record.id == *id));
         self.sandbox = Some(status);
     }
@@ -297,6 +298,26 @@ impl Worker {
         }
     }
 
+    /// A step that may come again.
+    fn mark_again(&self, what: &str) {
+        self.kubelet.trace.mark(&self.kubelet.clock, &self.uid, "kubelet", what);
+    }
+
+    /// The ends of containers that the worker did not know of, but for good ones.
+    fn mark_failures(&self, found: &SandboxStatus) {
+        let known = self.sandbox.iter().flat_map(|sandbox| &sandbox.containers);
+        let ended: BTreeSet<&str> =
+            known.filter(|one| matches!(one.state, ContainerState::Exited(_))).map(|one| one.id.as_str()).collect();
+        for container in found.containers.iter().filter(|one| !ended.contains(one.id.as_str())) {
+            if let ContainerState::Exited(exit) = &container.state
+                && exit.code != 0
+                && self.memory.ending_since.is_none()
+            {
+                self.mark_again(&failure(&container.name, exit));
+            }
+        }
+    }
+
     fn mark_stopped(&mut self, pod: &Pod) {
         let records = self.sandbox.iter().flat_map(|sandbox| &sandbox.containers);
         let running = records.filter(|record| matches!(record.state, ContainerState::Running { .. })).count();
@@ -304,6 +325,14 @@ impl Worker {
             self.mark("stopped");
         }
     }
+}
+
+/// How a container ended badly, in one line.
+fn failure(name: &str, exit: &Exit) -> String {
+    let Exit { code, reason, message, .. } = exit;
+    // The others are the program's own words: those are in its log.
+    let why = if reason == "StartError" { format!(": {message}") } else { String::new() };
+    format!("container {name} failed: {reason}, exit code {code}{why}")
 }
 
 async fn sleep_for(wait: Option<Duration>) {

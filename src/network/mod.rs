@@ -2,6 +2,7 @@
 //! Idempotent: "already so" is success, and whatever a crash left behind is found and used or removed.
 
 pub mod changes;
+pub mod claim;
 pub mod conntrack;
 mod firewall;
 pub mod ipam;

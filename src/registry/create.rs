@@ -99,11 +99,12 @@ impl Registry {
             splice_at: encoded.splice_at,
             durability,
         };
+        let moment = self.moment();
         let entry = self.store.write(write).await.map_err(|error| match error {
             StoreError::Exists(existing) => exists(kind, name, &existing),
             other => store_error(kind, name, other),
         })?;
-        self.mark(&uid, &steps);
+        self.mark(moment, &uid, &steps);
         if kind.storage_prefix == events::PREFIX {
             self.expire_events(&entry).await;
         }

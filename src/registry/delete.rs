@@ -102,6 +102,7 @@ impl Registry {
             splice_at: encoded.splice_at,
             durability: Durability::Durable,
         };
+        let moment = self.moment();
         let outcome = if target.context.dry_run { Ok(existing.clone()) } else { self.store.write(write).await };
         let stored = match outcome {
             Ok(stored) => stored,
@@ -109,9 +110,9 @@ impl Registry {
             Err(error) => return Err(store_error(kind, target.name, error)),
         };
         if !target.context.dry_run {
-            self.mark(old.uid(), &steps);
+            self.mark(moment, old.uid(), &steps);
             if removes {
-                self.mark_deleted(kind, old.uid());
+                self.mark_deleted(moment, kind, old.uid());
             }
         }
         let shown = encode::shown(kind, &encoded.unsaved(&existing.key, stored.revision))?;

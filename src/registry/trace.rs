@@ -3,6 +3,7 @@
 use super::Registry;
 use crate::api::kinds::Kind;
 use crate::api::object::{Object, ObjectExt};
+use crate::telemetry::Moment;
 use serde_json::Value;
 
 const ROOM: &str = "apiserver";
@@ -31,15 +32,20 @@ fn is_ready(pod: &Object) -> bool {
 }
 
 impl Registry {
-    pub(super) fn mark(&self, uid: &str, steps: &[&'static str]) {
+    /// To be taken before the write.
+    pub(super) fn moment(&self) -> Moment {
+        self.trace.moment(&self.clock)
+    }
+
+    pub(super) fn mark(&self, moment: Moment, uid: &str, steps: &[&'static str]) {
         for step in steps {
-            self.trace.mark(&self.clock, uid, ROOM, step);
+            self.trace.mark_at(moment, uid, ROOM, step);
         }
     }
 
-    pub(super) fn mark_deleted(&self, kind: &Kind, uid: &str) {
+    pub(super) fn mark_deleted(&self, moment: Moment, kind: &Kind, uid: &str) {
         if kind.storage_prefix == "pods" {
-            self.mark(uid, &["deleted"]);
+            self.mark(moment, uid, &["deleted"]);
         }
     }
 }

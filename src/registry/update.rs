@@ -134,14 +134,15 @@ impl Registry {
         if target.context.dry_run {
             return unsaved.map(|entry| encode::shown(kind, &entry)).transpose();
         }
+        let moment = self.moment();
         let stored = match self.store.write(write).await {
             Ok(stored) => stored,
             Err(StoreError::Conflict(_) | StoreError::Absent) => return Ok(None),
             Err(error) => return Err(store_error(kind, target.name, error)),
         };
-        self.mark(old.uid(), &steps);
+        self.mark(moment, old.uid(), &steps);
         if finished {
-            self.mark_deleted(kind, old.uid());
+            self.mark_deleted(moment, kind, old.uid());
         } else if kind.storage_prefix == events::PREFIX {
             self.expire_events(&stored).await;
         }

@@ -203,6 +203,9 @@ impl Worker {
                 continue;
             }
             self.told.insert(name.clone(), waiting.reason.clone());
+            if !["ContainerCreating", "PodInitializing"].contains(&waiting.reason.as_str()) {
+                self.mark_again(&format!("container {name} waits: {}: {}", waiting.reason, waiting.message));
+            }
             let events = &self.kubelet.events;
             match waiting.reason.as_str() {
                 "CrashLoopBackOff" => {

@@ -21,6 +21,7 @@ use crate::sys::cgroup::Cgroups;
 use crate::telemetry::Trace;
 use connection::Connection;
 use record::{ContainerRecord, PodPaths, SandboxRecord};
+pub use record::{Users, images_in_use};
 use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::sync::atomic::AtomicU64;

@@ -7,6 +7,7 @@ use crate::runtime::{Exit, SandboxConfig};
 use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::net::IpAddr;
 use std::os::unix::fs::OpenOptionsExt;
@@ -112,6 +113,43 @@ impl PodPaths {
 
     pub fn layer(&self, id: &str) -> PathBuf {
         self.layers.join(id)
+    }
+}
+
+/// Image ids, and the pods (`NAMESPACE/NAME`) that have containers of them.
+pub type Users = BTreeMap<String, BTreeSet<String>>;
+
+/// Which images the records below a run folder tell of. Fails where a record cannot be read: what it says may count.
+pub fn images_in_use(run_directory: &Path) -> io::Result<Users> {
+    let mut users = Users::new();
+    for pod in entries(&run_directory.join("pods"))? {
+        let paths = PodPaths { directory: pod, layers: PathBuf::new() };
+        let Some(sandbox) = read::<SandboxRecord>(&paths.record())? else { continue };
+        let pod = format!("{}/{}", sandbox.config.pod.namespace, sandbox.config.pod.name);
+        for container in entries(&paths.containers())? {
+            if let Some(container) = read::<ContainerRecord>(&container.join("record.json"))? {
+                users.entry(container.image_id).or_default().insert(pod.clone());
+            }
+        }
+    }
+    Ok(users)
+}
+
+/// None where the folder is not there.
+fn entries(directory: &Path) -> io::Result<Vec<PathBuf>> {
+    match std::fs::read_dir(directory) {
+        Ok(entries) => entries.map(|entry| Ok(entry?.path())).collect(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(error),
+    }
+}
+
+/// `None`: it is not written yet, or gone.
+fn read<T: DeserializeOwned>(path: &Path) -> io::Result<Option<T>> {
+    match std::fs::read(path) {
+        Ok(bytes) => Ok(Some(serde_json::from_slice(&bytes)?)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
     }
 }
 

@@ -121,7 +121,7 @@ impl LibcontainerRuntime {
         }
         let attached = self.0.network.attach(&pod.uid, config.wanted_ip).await;
         let attachment = attached.map_err(|error| failed("set up pod network", error))?;
-        self.mark(&pod.uid, "network IP");
+        self.mark(&pod.uid, &format!("network IP {}", attachment.ip));
         Ok(Some(attachment))
     }
 
