@@ -54,17 +54,20 @@ pub struct ControlPlane {
 pub async fn start(config: &Config, tree: &mut Tree) -> anyhow::Result<ControlPlane> {
     let clock = Clock::real();
     let trace = Arc::new(Trace::default());
-    make_private(&config.data_directory)?;
-    let claim = claim(&config.data_directory)?;
+    let data = &config.data_directory;
+    let claimed = data.exists().then(|| claim(data)).transpose()?;
+    // Before anything is made: where the port is taken, nothing is left behind.
+    let listener = tokio::net::TcpListener::bind(config.listen)
+        .await
+        .with_context(|| format!("listen on {} (is another API server running?)", config.listen))?;
+    make_private(data)?;
+    let claim = claimed.map_or_else(|| claim(data), Ok)?;
     let (store, pki) = open(config, clock.clone()).await?;
     if let Some(schedule) = config.backup.clone() {
         let backups = backup::schedule::run(schedule, config.data_directory.clone(), clock.clone(), tree.shutdown());
         tree.spawn("backups", backups);
     }
 
-    let listener = tokio::net::TcpListener::bind(config.listen)
-        .await
-        .with_context(|| format!("listen on {} (is another API server running?)", config.listen))?;
     let address = advertised(config, listener.local_addr()?);
     let registry_config = RegistryConfig {
         service_cidr: (config.service_cidr.base(), config.service_cidr.prefix()),

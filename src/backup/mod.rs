@@ -158,7 +158,13 @@ pub fn restore(file: &Path, data: &Path, passphrase: Option<&str>) -> Result<Hea
 
 fn existing_database(data: &Path) -> Result<PathBuf> {
     let database = data.join(DATABASE);
-    if database.is_file() { Ok(database) } else { Err(BackupError::NoServer(data.to_owned())) }
+    match std::fs::metadata(&database) {
+        Ok(meta) if meta.is_file() => Ok(database),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            Err(failed("look for (try sudo)", &database)(error))
+        }
+        _ => Err(BackupError::NoServer(data.to_owned())),
+    }
 }
 
 /// What a restore may find: nothing of a server or of a node. Images imported before are welcome.

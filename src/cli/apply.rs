@@ -31,7 +31,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         let about = format!("{} {:?}", object.kind(), object.name());
         // One bad document must not keep the others from being applied.
         if let Err(error) = apply(&remote, object, &namespace).await {
-            eprintln!("error: apply {about}: {error:#}");
+            eprintln!("error: apply {about}: {}", without_object(&super::chain(&error)));
             code = ExitCode::FAILURE;
         }
     }
@@ -70,6 +70,18 @@ pub async fn apply(remote: &Remote, mut object: Object, namespace: &str) -> anyh
     let done = if after.resource_version() == live.resource_version() { "unchanged" } else { "configured" };
     println!("{label} {done}");
     Ok(())
+}
+
+/// What is wrong with a patched object, without the whole object, which upstream's answer quotes before it.
+fn without_object(text: &str) -> &str {
+    let Some((_, quoted)) = text.split_once("patch: Invalid value: \"") else { return text };
+    let mut escaped = false;
+    let end = quoted.find(|letter| {
+        let ends = letter == '"' && !escaped;
+        escaped = letter == '\\' && !escaped;
+        ends
+    });
+    end.and_then(|end| quoted[end..].strip_prefix("\": ")).unwrap_or(text)
 }
 
 /// The strategic merge patch that sets what `new` says and takes away what only `last` said.
@@ -127,6 +139,18 @@ mod tests {
         let expected = json!({"spec": {"replicas": null, "template": {"spec": {"containers": [
             {"name": "a", "image": "z", "env": null}, {"$patch": "delete", "name": "b"}]}}}});
         assert_eq!(patch(schema, &last, &new), expected);
+    }
+
+    #[test]
+    fn what_is_wrong_is_told_without_the_whole_object() {
+        let mut object = json!({"kind": "Deployment", "metadata": {"annotations": {"a": "\"quoted\" \\"}},
+            "spec": {"replicsa": 2}});
+        let deployment = scheme::find("io.k8s.api.apps.v1.Deployment").unwrap();
+        let strict = crate::api::codec::FieldValidation::Strict;
+        let refused = crate::api::codec::check_patched(deployment, &mut object, strict).unwrap_err();
+        assert!(refused.message.contains("quoted"), "{}", refused.message);
+        assert_eq!(without_object(&refused.message), "strict decoding error: unknown field \"spec.replicsa\"");
+        assert_eq!(without_object("services \"web\" not found"), "services \"web\" not found");
     }
 
     #[test]

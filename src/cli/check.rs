@@ -43,6 +43,8 @@ struct Verdict {
 struct Facts {
     root: bool,
     kernel: String,
+    /// Edgelet may make processes less likely to be killed when memory is short (`CAP_SYS_RESOURCE`).
+    oom_protection: bool,
     /// Names in `/proc/filesystems`.
     filesystems: Vec<String>,
     /// Controllers that can be used, v1 or v2.
@@ -186,6 +188,17 @@ fn judge_kernel(facts: &Facts, say: &mut impl FnMut(bool, Level, String, &str)) 
     ] {
         say(has(facts, module), Level::Failure, format!("kernel feature {module}"), mend);
     }
+    say(
+        facts.oom_protection,
+        Level::Warning,
+        if facts.oom_protection {
+            "pods and shims can be protected from the OOM killer"
+        } else {
+            "CAP_SYS_RESOURCE is missing: pods and shims are not protected from the OOM killer"
+        }
+        .into(),
+        "give edgelet this capability: it is usually a container or a unit's CapabilityBoundingSet that takes it away",
+    );
     let vxlan = "only needed between networks: apt install linux-modules-extra-raspi on Ubuntu for Raspberry Pi";
     say(has(facts, "vxlan"), Level::Warning, "kernel feature vxlan".into(), vxlan);
 }
@@ -193,11 +206,15 @@ fn judge_kernel(facts: &Facts, say: &mut impl FnMut(bool, Level, String, &str)) 
 /// The traps of small boards, of a stock Raspberry Pi OS above all.
 fn judge_board(facts: &Facts, say: &mut impl FnMut(bool, Level, String, &str)) {
     if let Some(synchronised) = facts.clock_synchronised {
-        let rtc = if facts.has_rtc { "" } else { ", and this board has no clock battery" };
+        let what = match (synchronised, facts.has_rtc) {
+            (true, _) => "the clock follows a time source",
+            (false, true) => "the clock follows no time source",
+            (false, false) => "the clock follows no time source, and this board has no clock battery",
+        };
         say(
             synchronised,
             Level::Warning,
-            format!("the clock follows a time source{}", if synchronised { "" } else { rtc }),
+            what.into(),
             "apt install systemd-timesyncd (or chrony), and allow NTP (UDP port 123)",
         );
     }
@@ -273,6 +290,8 @@ fn gather(root: &Path) -> Facts {
     let health = board::Health::observe(root);
     Facts {
         root: rustix::process::geteuid().is_root(),
+        // Not root: that is what is to be mended, and the rest with it.
+        oom_protection: !here || !rustix::process::geteuid().is_root() || crate::sys::process::may_spare_from_oom(),
         features: features.map(|feature| (feature, feature::present(root, feature))).to_vec(),
         kernel: line("proc/sys/kernel/osrelease"),
         filesystems,
@@ -365,6 +384,7 @@ mod tests {
         let features = ["overlay", "bridge", "veth", "nf_tables", "nf_nat", "vxlan"];
         Facts {
             root: true,
+            oom_protection: true,
             kernel: "6.12.1-v8".into(),
             controllers: ["cpu", "cpuset", "pids", "memory"].map(str::to_owned).to_vec(),
             unified: true,
@@ -445,7 +465,7 @@ mod tests {
             "Failure cgroup v2 controller memory | add `cgroup_enable=memory cgroup_memory=1` to the end of the one \
              line of /boot/firmware/cmdline.txt",
             "Warning kernel feature vxlan",
-            "Warning the clock follows a time source, and this board has no clock battery | apt install",
+            "Warning the clock follows no time source, and this board has no clock battery | apt install",
             "Warning the host name \"raspberrypi\" is this board's own | two boards",
             "Warning the journal is not written to a card | Storage=volatile",
             "Warning the supply voltage",

@@ -12,7 +12,8 @@ const SERVER_KUBECONFIG: &str = "/var/lib/edgelet/kubeconfig";
 #[derive(clap::Args)]
 pub struct Connection {
     /// Kubeconfig file [default: $KUBECONFIG, the server's own, ~/.kube/config]
-    #[arg(long, env = "KUBECONFIG", hide_env_values = true, value_name = "FILE")]
+    // The variable is read below: clap would count it as given, and show it in every usage line.
+    #[arg(long, value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
     /// Context of the kubeconfig
     #[arg(long)]
@@ -36,8 +37,9 @@ impl Connection {
     }
 
     fn path(&self) -> anyhow::Result<PathBuf> {
-        if let Some(path) = &self.kubeconfig {
-            return Ok(path.clone());
+        let variable = || std::env::var_os("KUBECONFIG").filter(|path| !path.is_empty()).map(PathBuf::from);
+        if let Some(path) = self.kubeconfig.clone().or_else(variable) {
+            return Ok(path);
         }
         let home = std::env::var_os("HOME").map(|home| Path::new(&home).join(".kube/config"));
         let mut places = vec![PathBuf::from(SERVER_KUBECONFIG)];

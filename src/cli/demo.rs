@@ -253,7 +253,6 @@ async fn play(
         _ = asked.wait_for(|asked| *asked) => Ok(()),
         task = tree.lost() => Err(anyhow!("task {task} has ended: see its error above")),
     };
-    println!();
     say(begun, "walking the steps back: first the pods, which have 5 s to end");
     let gone = walk_back(&plane.client, &pods).await;
     say(begun, if gone.is_ok() { "pods are gone; now network, rules and cgroups" } else { "pods are killed" });

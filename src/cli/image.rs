@@ -4,7 +4,7 @@ use super::get::aligned;
 use crate::clock::Clock;
 use crate::image::manifest::{Platform, Process};
 use crate::image::pull::Puller;
-use crate::image::{Image, ImageStore};
+use crate::image::{Image, ImageError, ImageStore};
 use crate::runtime::libcontainer::{Users, images_in_use};
 use anyhow::{Context, bail};
 use clap::Subcommand;
@@ -179,11 +179,15 @@ fn build_binary(
 }
 
 fn import(images: &ImageStore, file: &Path, tag: Option<&str>) -> anyhow::Result<()> {
-    let imported = if file.as_os_str() == "-" {
-        images.import(stdin().lock(), tag)?
+    let (imported, name) = if file.as_os_str() == "-" {
+        (images.import(stdin().lock(), tag), "standard input".into())
     } else {
         let input = File::open(file).with_context(|| format!("open {}", file.display()))?;
-        images.import(std::io::BufReader::new(input), tag)?
+        (images.import(std::io::BufReader::new(input), tag), file.display().to_string())
+    };
+    let imported = match imported {
+        Err(error @ ImageError::NoArchive) => bail!("{name} is {error}"),
+        imported => imported?,
     };
     for (id, names) in imported {
         println!("{id} {}", names.join(" "));
@@ -317,6 +321,17 @@ mod tests {
         export(&images, &file, &["localhost/a:v1".into()]).unwrap();
         assert!(std::fs::read(&file).unwrap().len() > 512);
         assert_eq!(std::fs::read_dir(out.path()).unwrap().count(), 1, "no temporary file is left");
+    }
+
+    #[test]
+    fn an_image_for_another_platform_has_a_size_though_its_layer_was_there() {
+        let directory = tempfile::tempdir().unwrap();
+        let images = store(directory.path());
+        let tree = tempfile::tempdir().unwrap();
+        std::fs::write(tree.path().join("file"), "1").unwrap();
+        let other: Platform = "linux/s390x".parse().unwrap();
+        build(&images, tree.path(), other, Process::default(), "localhost/a:other").unwrap();
+        assert_eq!(images.get("localhost/a:other").unwrap().unwrap().size_bytes, 1);
     }
 
     #[test]

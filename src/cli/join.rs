@@ -9,6 +9,7 @@ use crate::client::uplink::State;
 use crate::client::{ListOptions, NODES, Remote, WatchEvent};
 use crate::clock::{Clock, monotonic};
 use crate::config::Typed;
+use crate::network::claim;
 use crate::network::resolve::Resolver;
 use crate::node::joining::{Joining, Step};
 use crate::node::{joined, time};
@@ -123,6 +124,8 @@ impl Plan {
         if !obstacles.is_empty() {
             bail!("this board cannot run pods yet (`edgelet check` tells more):\n  {}", obstacles.join("\n  "));
         }
+        // Before the token is used up: the node could not start.
+        claim::bridge(&self.typed.clone().check()?.bridge)?;
         say("this board can run pods");
         let joining = Joining {
             server: self.server.clone(),
@@ -162,7 +165,9 @@ impl Plan {
 fn advice(error: &Status, server: &str) -> Option<String> {
     let text = error.message.as_str();
     let has = |part: &str| text.contains(part);
-    let advice = if has("Connection refused") {
+    let advice = if has("tls handshake eof") || has("InvalidContentType") || has("corrupt message") {
+        format!("the port of {server} does not speak TLS: is it the API's (6443 as a rule)?")
+    } else if has("Connection refused") {
         format!("nothing listens at {server}: is `edgelet server` running there, and is the port right?")
     } else if has("timed out") || has("does not answer") || error.code == 504 {
         format!("{server} does not answer: check the address, the cable and the firewall (TCP port 6443 must be open)")
@@ -298,6 +303,7 @@ mod tests {
         let unavailable = |text: &str| Status::unavailable(text);
         let cases = [
             (unavailable("tcp connect error: Connection refused (os error 111)"), "nothing listens at S"),
+            (unavailable("client error (Connect): tls handshake eof"), "does not speak TLS"),
             (Status::timeout("operation timed out"), "firewall"),
             (unavailable("No route to host (os error 113)"), "ip route"),
             (unavailable("resolve board: no records"), "DNS"),

@@ -1,5 +1,6 @@
 //! `edgelet server`: the control plane and this machine's node, until SIGTERM. Pods live on after it.
 
+use super::node as node_command;
 use crate::config::{Config, Typed};
 use crate::supervise::Tree;
 use crate::supervise::notify::Notifier;
@@ -24,12 +25,11 @@ pub struct Arguments {
 
 pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     crate::telemetry::init("info");
+    // Before anything is read: much of it is root's alone.
+    node_command::require_root("edgelet server")?;
     let default = PathBuf::from("/etc/edgelet/config.yaml");
     let file = Typed::read(arguments.config.as_ref().unwrap_or(&default), arguments.config.is_some())?;
     let config = arguments.typed.over(file).over_cluster()?.check()?;
-    if !rustix::process::geteuid().is_root() {
-        bail!("edgelet server must run as root: containers, namespaces and nftables need it (try sudo)");
-    }
     super::block_on(serve(config))
 }
 

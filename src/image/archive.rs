@@ -31,7 +31,9 @@ impl ImageStore {
     pub fn import(&self, input: impl Read, tag: Option<&str>) -> Result<Vec<(String, Vec<String>)>> {
         let _adding = self.adding()?;
         let staging = self.staging("import")?;
-        extract(input, &staging.path).map_err(|error| ImageError::Archive(error.to_string()))?;
+        if !extract(input, &staging.path).map_err(|error| ImageError::Archive(error.to_string()))? {
+            return Err(ImageError::NoArchive);
+        }
         let index = staging.path.join("index.json");
         let docker = staging.path.join("manifest.json");
         if docker.is_file() {
@@ -39,7 +41,7 @@ impl ImageStore {
         } else if index.is_file() {
             self.import_layout(&staging.path, &index, tag)
         } else {
-            Err(ImageError::Archive("neither index.json nor manifest.json in it".into()))
+            Err(ImageError::NoArchive)
         }
     }
 
@@ -93,9 +95,11 @@ impl ImageStore {
         }
         let mut size_bytes = 0;
         for (diff_id, path) in parsed.rootfs.diff_ids.iter().zip(layers) {
-            if !self.has_layer(diff_id) {
-                size_bytes += self.add_layer(File::open(path).map_err(disk(path))?, diff_id)?;
-            }
+            size_bytes += if self.has_layer(diff_id) {
+                self.layer_size(diff_id)?
+            } else {
+                self.add_layer(File::open(path).map_err(disk(path))?, diff_id)?
+            };
         }
         let spelt: Vec<String> =
             names.iter().map(|name| Ok(Reference::parse(name)?.to_string())).collect::<Result<_>>()?;
@@ -234,11 +238,15 @@ fn inside(root: &Path, name: &str) -> Result<std::path::PathBuf> {
     Err(ImageError::Archive(format!("path {name:?} leaves the archive")))
 }
 
-/// Only plain files, hard links between them and directories are taken from the archive.
-fn extract(input: impl Read, target: &Path) -> io::Result<()> {
+/// Only plain files, hard links between them and directories are taken from the archive. False: it begins with
+/// something else than a tar's entry, which an error would quote.
+fn extract(input: impl Read, target: &Path) -> io::Result<bool> {
     let mut archive = tar::Archive::new(decompress(input)?);
-    for entry in archive.entries()? {
-        let mut entry = entry?;
+    for (index, entry) in archive.entries()?.enumerate() {
+        let mut entry = match entry {
+            Err(_) if index == 0 => return Ok(false),
+            entry => entry?,
+        };
         match entry.header().entry_type() {
             tar::EntryType::Regular | tar::EntryType::Directory | tar::EntryType::Link => {
                 entry.unpack_in(target)?;
@@ -248,7 +256,7 @@ fn extract(input: impl Read, target: &Path) -> io::Result<()> {
             _ => {}
         }
     }
-    Ok(())
+    Ok(true)
 }
 
 fn copy_link(entry: &tar::Entry<impl Read>, target: &Path) -> io::Result<()> {
@@ -332,7 +340,10 @@ mod tests {
     fn an_archive_that_is_none_is_refused() {
         let directory = tempfile::tempdir().unwrap();
         let images = ImageStore::open(directory.path(), Clock::real()).unwrap();
-        let error = images.import(&b"not a tar at all"[..], None).unwrap_err();
-        assert!(matches!(error, ImageError::Archive(_)), "{error}");
+        let manifest = "kind: Deployment\n".repeat(100);
+        for text in ["not a tar at all", manifest.as_str()] {
+            let error = images.import(text.as_bytes(), None).unwrap_err();
+            assert!(matches!(error, ImageError::NoArchive), "{error}");
+        }
     }
 }

@@ -24,14 +24,15 @@ impl ImageStore {
         let mut hash = HashWriter(Sha256::new());
         write_layer(root, &mut hash).map_err(disk(root))?;
         let diff_id = digest(hash.0);
-        let mut size_bytes = 0;
-        if !self.has_layer(&diff_id) {
+        let size_bytes = if self.has_layer(&diff_id) {
+            self.layer_size(&diff_id)?
+        } else {
             let staging = self.staging("build")?;
             let path = staging.path.join("layer.tar");
             let mut file = File::create(&path).map_err(disk(&path))?;
             write_layer(root, &mut file).map_err(disk(&path))?;
-            size_bytes = self.add_layer(File::open(&path).map_err(disk(&path))?, &diff_id)?;
-        }
+            self.add_layer(File::open(&path).map_err(disk(&path))?, &diff_id)?
+        };
         let config = Config {
             architecture: platform.architecture,
             os: platform.os,
@@ -44,6 +45,18 @@ impl ImageStore {
         let bytes = serde_json::to_value(&config).map_err(|error| ImageError::Archive(error.to_string()))?;
         let bytes = bytes.to_string().into_bytes();
         self.add_image(&bytes, &tag, "", size_bytes)
+    }
+}
+
+impl ImageStore {
+    /// Bytes of the files in a layer that is present.
+    pub(super) fn layer_size(&self, diff_id: &str) -> Result<u64> {
+        let layer = self.layer_path(diff_id);
+        let sum = || -> io::Result<u64> {
+            let sizes = walk(&layer)?.into_iter().map(std::fs::symlink_metadata);
+            sizes.filter(|meta| meta.as_ref().map_or(true, Metadata::is_file)).map(|meta| Ok(meta?.len())).sum()
+        };
+        sum().map_err(disk(&layer))
     }
 }
 

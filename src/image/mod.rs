@@ -33,6 +33,8 @@ pub enum ImageError {
     Pull { reference: String, why: String, transient: bool },
     #[error("read image archive: {0}")]
     Archive(String),
+    #[error("no image archive (neither docker save nor OCI layout)")]
+    NoArchive,
     #[error("store image in {path}: {source}")]
     Disk { path: PathBuf, source: io::Error },
     #[error("remove images: an image is being pulled or imported; try again when that is done")]

@@ -232,6 +232,10 @@ async fn crash_loops_back_off() {
     assert_eq!(condition(&pod, "Ready")["message"], "containers with unready status: [c]");
     let event = format!("BackOff: Back-off restarting failed container c in pod p_default({})", pod.uid());
     assert!(world.events("p").await.contains(&event));
+    let steps = world.steps(&pod);
+    for told in ["container c failed: Error, exit code 3", &format!("container c waits: CrashLoopBackOff: {message}")] {
+        assert!(steps.iter().any(|step| step == told), "{steps:#?}");
+    }
     // 1 s of life each, waits of 0, 10, 20, 40, 80, 160, 300 and 300 s: the eighth start comes after 313 s.
     world.clock.sleep(Duration::from_secs(600)).await;
     let starts = world.runtime.starts(pod.uid(), "c");

@@ -156,3 +156,9 @@ pub fn inherited(fd: RawFd) -> BorrowedFd<'static> {
     // SAFETY: the caller passes a descriptor that stays open for the child's whole life.
     unsafe { BorrowedFd::borrow_raw(fd) }
 }
+
+/// Whether this process may make others less likely to be killed when memory is short (`CAP_SYS_RESOURCE`).
+pub fn may_spare_from_oom() -> bool {
+    let capabilities = rustix::thread::capabilities(None).map(|sets| sets.effective);
+    capabilities.is_ok_and(|set| set.contains(rustix::thread::CapabilitySet::SYS_RESOURCE))
+}

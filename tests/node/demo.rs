@@ -22,7 +22,7 @@ for after in 0.1 0.4 0.8 1.2 1.6 2 2.4 2.8 3.2 3.6; do
     nft list tables | grep edge && exit 95
     ls -d /sys/fs/cgroup/edgelet-demo /sys/fs/cgroup/*/edgelet-demo && exit 96
 done
-ip link add edge0 type dummy && ip addr add 10.42.0.1/24 dev edge0 && ip link set edge0 up || exit 97
+ip link add edge0 type bridge && ip addr add 10.42.0.1/24 dev edge0 && ip link set edge0 up || exit 97
 timeout 30 "$0" demo --data-dir "$1" && exit 98
 [ -e "$1" ] && exit 99
 exit 0

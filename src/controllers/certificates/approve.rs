@@ -130,8 +130,8 @@ fn check_name(known: &Known, node: &str, key: NodeKey) -> Result<NodeKey, String
         Some(known) if known.hash == key.hash => Ok(known.clone()),
         Some(_) => Err(other_key(node)),
         None if known.is_registered => Err(format!(
-            "the name {node:?} is taken by a node without a key on record, such as the server's own; \
-             join with another --node-name, or run `edgelet node forget {node}` on the server"
+            "the name {node:?} is taken by a node without a key on record, such as the server's own: join with another \
+             --node-name; if no board runs as {node:?} any more, run `edgelet node forget {node}` on the server"
         )),
         None => Ok(key),
     }

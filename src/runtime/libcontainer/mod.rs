@@ -264,8 +264,7 @@ fn warn_about(cgroups: &Cgroups) {
              the kernel command line and reboot"
         );
     }
-    let capabilities = rustix::thread::capabilities(None).map(|sets| sets.effective);
-    if !capabilities.is_ok_and(|set| set.contains(rustix::thread::CapabilitySet::SYS_RESOURCE)) {
+    if !crate::sys::process::may_spare_from_oom() {
         tracing::warn!("CAP_SYS_RESOURCE is missing, pods and shims are not protected from the OOM killer");
     }
 }
