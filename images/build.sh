@@ -189,8 +189,7 @@ root_megabytes=$(((root_bytes + 4 * megabyte - 1) / (4 * megabyte) * 4))
 rm -f "$work/fat.img"
 truncate -s "${fat_megabytes}M" "$work/fat.img"
 mkfs.vfat --invariant -F 32 -n EDGELET -i ED6E1E70 "$work/fat.img" >/dev/null
-(cd "$fat" && find . -mindepth 1 -maxdepth 1 | sort | xargs mcopy -s -m -i "$work/fat.img" -t '::' 2>/dev/null) ||
-  (cd "$fat" && find . -mindepth 1 -maxdepth 1 | sort | while read -r one; do mcopy -s -m -i "$work/fat.img" "$one" ::; done)
+(cd "$fat" && find . -mindepth 1 -maxdepth 1 | sort | while read -r one; do mcopy -s -m -i "$work/fat.img" "$one" ::; done)
 
 # A fresh file: dd over an older one would leave its blocks where this one has holes.
 image=$work/edgelet-$board.img
