@@ -15,7 +15,9 @@ exit 0
 const ENDED_EARLY: &str = r#"
 mount -t tmpfs tmpfs /run && ip link set lo up || exit 90
 for after in 0.1 0.4 0.8 1.2 1.6 2 2.4 2.8 3.2 3.6; do
-    timeout --preserve-status -k 30 -s INT $after "$0" demo --data-dir "$1" || exit 91
+    timeout --preserve-status -k 30 -s INT $after "$0" demo --data-dir "$1"
+    # 130: on a busy machine the signal may come before the program has begun, and the kernel ends it.
+    case $? in 0|130) ;; *) exit 91 ;; esac
     [ -e "$1" ] && exit 92
     [ -e /run/edgelet-demo ] && exit 93
     ip link show edgedemo0 && exit 94
