@@ -89,7 +89,7 @@ pub async fn start(config: &Config, tree: &mut Tree) -> anyhow::Result<ControlPl
     let api = ApiServer::new(api_config, registry.clone(), pki.clone(), tunnels.clone(), clock.clone());
     let client = |component: &str| Client::Local(Local::new(registry.clone(), component));
     let informers = Informers::new(client("informers"));
-    let pod_networks = pod_networks::PodNetworks(informers.all(NODES));
+    let pod_networks = pod_networks::PodNetworks::new(informers.all(NODES));
     let relays = Switch::new(tunnels.clone(), Box::new(pod_networks));
     api.relay_through(relays.clone());
     write_kubeconfig(&pki, config, address).await?;
