@@ -13,6 +13,7 @@ use axum::body::Body;
 use axum::response::Response;
 use http::header::{CONNECTION, UPGRADE};
 use http::{HeaderMap, StatusCode};
+use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use serde_json::json;
 use std::time::Duration;
@@ -32,25 +33,36 @@ const UPGRADE_TIMEOUT: Duration = Duration::from_secs(10);
 /// may rely on having been heard.
 pub async fn answer(server: &ApiServer, mut call: Call) -> Result<Response> {
     let node = node_of(&call.user).ok_or_else(|| forbidden(&call.user))?.to_owned();
-    if call.header(&UPGRADE) != PROTOCOL {
-        return Err(Status::bad_request(format!("{PATH} answers only with `Upgrade: {PROTOCOL}`")));
-    }
-    let upgrade = call.upgrade.take();
-    let upgrade = upgrade.ok_or_else(|| Status::bad_request("the connection cannot be upgraded: use HTTP/1.1"))?;
+    let (upgraded, response) = switch_protocols(&mut call, PATH, PROTOCOL)?;
     let (server, guest) = (server.clone(), Guest { node, user: call.user, peer: call.peer });
     renew(&server, &guest).await?;
     tokio::spawn(async move {
-        let Ok(Ok(io)) = tokio::time::timeout(UPGRADE_TIMEOUT, upgrade).await else { return };
-        match server::open(TokioIo::new(io)).await {
+        let Some(io) = upgraded.await else { return };
+        match server::open(io).await {
             Ok(tunnel) => serve(&server, tunnel, &guest).await,
             Err(error) => tracing::warn!(node = guest.node, %error, "a node's tunnel did not open"),
         }
     });
+    Ok(response)
+}
+
+/// The connection once it speaks `protocol`, `None` when that did not come about, and the answer that says so.
+pub(super) fn switch_protocols(
+    call: &mut Call,
+    path: &str,
+    protocol: &'static str,
+) -> Result<(impl Future<Output = Option<TokioIo<Upgraded>>> + Send + 'static, Response)> {
+    if call.header(&UPGRADE) != protocol {
+        return Err(Status::bad_request(format!("{path} answers only with `Upgrade: {protocol}`")));
+    }
+    let upgrade = call.upgrade.take();
+    let upgrade = upgrade.ok_or_else(|| Status::bad_request("the connection cannot be upgraded: use HTTP/1.1"))?;
+    let upgraded = async { Some(TokioIo::new(tokio::time::timeout(UPGRADE_TIMEOUT, upgrade).await.ok()?.ok()?)) };
     let response = Response::builder()
         .status(StatusCode::SWITCHING_PROTOCOLS)
         .header(CONNECTION, "Upgrade")
-        .header(UPGRADE, PROTOCOL);
-    Ok(response.body(Body::empty()).expect("static headers are valid"))
+        .header(UPGRADE, protocol);
+    Ok((upgraded, response.body(Body::empty()).expect("static headers are valid")))
 }
 
 /// The node a user is, if it is one.
