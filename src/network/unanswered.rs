@@ -50,7 +50,7 @@ pub(super) fn rules(batch: &mut Batch, table: &str, layout: &Layout) {
         load_destination(R0),
         masked(R0, layout.pods.prefix()),
         Expression::NotInSet { set: TOLD, from: R0 },
-        Expression::Note { set: TOLD, key: R0, timeout_s: TOLD_S },
+        Expression::Remember { set: TOLD, key: R0, data: None, timeout_s: TOLD_S },
     ];
     batch.rule(
         table,

@@ -167,7 +167,8 @@ fn affinity(batch: &mut Batch, table: &str, timeout_s: u32) {
             let known = [load_reach(REACH, reach), load_source(SLOT)];
             let same = [Expression::Map { set: REMEMBERED, from: REACH, to: REMEMBERED_BACKEND }];
             let alive = [Expression::InSet { set: ALIVE, from: SECOND_REACH }];
-            let remember = Expression::Remember { set: REMEMBERED, key: REACH, data: REMEMBERED_BACKEND, timeout_s };
+            let remember =
+                Expression::Remember { set: REMEMBERED, key: REACH, data: Some(REMEMBERED_BACKEND), timeout_s };
             let go = Expression::Dnat { address: REMEMBERED_BACKEND, port: REMEMBERED_BACKEND + 1 };
             let go = [remember, go];
             let second = [load_reach(SECOND_REACH, reach)];

@@ -150,11 +150,12 @@ pub enum Expression {
         set: &'static str,
         from: u32,
     },
-    /// Writes what the registers say into a set of `Lifetime::Remembered`, or lets an element live on.
+    /// Writes what the registers say into a set that packets write, or lets an element live on. Sets without values
+    /// have no data.
     Remember {
         set: &'static str,
         key: u32,
-        data: u32,
+        data: Option<u32>,
         timeout_s: u32,
     },
     /// The kernel wants to know registers of the data too.
@@ -162,12 +163,6 @@ pub enum Expression {
         set: &'static str,
         key: u32,
         data: u32,
-    },
-    /// Writes the key into a set that packets write.
-    Note {
-        set: &'static str,
-        key: u32,
-        timeout_s: u32,
     },
     Value {
         to: u32,
@@ -210,7 +205,7 @@ impl Expression {
             Self::NetworkOrder { .. } => "byteorder",
             Self::SetSegmentSize { .. } => "exthdr",
             Self::InSet { .. } | Self::NotInSet { .. } | Self::Map { .. } | Self::VerdictMap { .. } => "lookup",
-            Self::Remember { .. } | Self::Forget { .. } | Self::Note { .. } => "dynset",
+            Self::Remember { .. } | Self::Forget { .. } => "dynset",
             Self::Value { .. } | Self::Verdict(_) => "immediate",
             Self::Log { .. } => "log",
             Self::Random { .. } => "numgen",
@@ -279,15 +274,14 @@ impl Expression {
                 data.text(1, set).number(2, *from).number(3, VERDICT_REGISTER);
             }
             Self::Remember { set, key, data: value, timeout_s } => {
-                data.text(1, set).number(3, DYNSET_UPDATE).number(4, *key).number(5, *value);
+                data.text(1, set).number(3, DYNSET_UPDATE).number(4, *key);
+                if let Some(value) = value {
+                    data.number(5, *value);
+                }
                 data.bytes(6, &(u64::from(*timeout_s) * 1000).to_be_bytes());
             }
             Self::Forget { set, key, data: value } => {
                 data.text(1, set).number(3, DYNSET_DELETE).number(4, *key).number(5, *value);
-            }
-            Self::Note { set, key, timeout_s } => {
-                data.text(1, set).number(3, DYNSET_UPDATE).number(4, *key);
-                data.bytes(6, &(u64::from(*timeout_s) * 1000).to_be_bytes());
             }
             Self::Log { group } => {
                 data.bytes(1, &group.to_be_bytes());
