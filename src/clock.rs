@@ -148,9 +148,7 @@ impl Clock {
             }
         }
     }
-}
 
-impl Clock {
     /// Waits until somebody may have set the clock, which may make a date come that never would: at once where that
     /// is known, else within an hour.
     pub async fn may_be_set(&self) {

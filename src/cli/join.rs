@@ -125,12 +125,13 @@ impl Plan {
             bail!("this board cannot run pods yet (`edgelet check` tells more):\n  {}", obstacles.join("\n  "));
         }
         // Before the token is used up: the node could not start.
-        claim::bridge(&self.typed.clone().check()?.bridge)?;
+        let config = self.typed.clone().check()?;
+        claim::bridge(&config.bridge)?;
         say("this board can run pods");
         let joining = Joining {
             server: self.server.clone(),
             token: JoinToken::parse(&self.token)?,
-            node_name: self.typed.clone().check()?.node_name,
+            node_name: config.node_name,
             reach: Arc::new(Resolver::default()),
             clock: self.clock.clone(),
         };

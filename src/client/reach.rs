@@ -107,11 +107,10 @@ pub(super) struct Connector {
 impl Connector {
     /// A client that keeps its connections for the next request, and one of them with HTTP/2 for all of them. None is
     /// too old: a handshake costs a board more bytes than all else it says in an hour.
-    pub fn http(self, http: Http) -> Client<Self, Full<Bytes>> {
-        let mut tls = (*self.tls).clone();
-        tls.alpn_protocols = match http {
-            Http::Any => vec![HTTP_2.to_vec(), HTTP_1.to_vec()],
-            Http::Two => vec![HTTP_2.to_vec()],
+    pub fn http(&self, http: Http) -> Client<Self, Full<Bytes>> {
+        let protocols: &[&[u8]] = match http {
+            Http::Any => &[HTTP_2, HTTP_1],
+            Http::Two => &[HTTP_2],
         };
         Client::builder(TokioExecutor::new())
             .timer(TokioTimer::new())
@@ -120,14 +119,18 @@ impl Connector {
             .http2_only(http == Http::Two)
             .http2_initial_stream_window_size(STREAM_WINDOW_BYTES)
             .http2_initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-            .build(Self { tls: Arc::new(tls), ..self })
+            .build(self.speaking(protocols))
     }
 
     /// A connection of its own that speaks HTTP/1.1.
     pub async fn http_1(&self, uri: &Uri) -> io::Result<Secured> {
+        self.speaking(&[HTTP_1]).connect(uri).await
+    }
+
+    fn speaking(&self, protocols: &[&[u8]]) -> Self {
         let mut tls = (*self.tls).clone();
-        tls.alpn_protocols = vec![HTTP_1.to_vec()];
-        Self { reach: self.reach.clone(), tls: Arc::new(tls), idle: self.idle }.connect(uri).await
+        tls.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
+        Self { tls: Arc::new(tls), ..self.clone() }
     }
 
     async fn connect(&self, uri: &Uri) -> io::Result<Secured> {

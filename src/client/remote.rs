@@ -74,7 +74,7 @@ impl Session {
         // Unless it is asked for, the server's kernel keeps the connection alive.
         let idle = (idle_s > 0).then(|| Duration::from_secs(idle_s));
         let connector = Connector { reach, tls, idle };
-        Ok(Self { http: connector.clone().http(http), connector, access })
+        Ok(Self { http: connector.http(http), connector, access })
     }
 }
 

@@ -46,9 +46,7 @@ impl ImageStore {
         let bytes = bytes.to_string().into_bytes();
         self.add_image(&bytes, &tag, "", size_bytes)
     }
-}
 
-impl ImageStore {
     /// Bytes of the files in a layer that is present.
     pub(super) fn layer_size(&self, diff_id: &str) -> Result<u64> {
         let layer = self.layer_path(diff_id);
