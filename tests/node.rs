@@ -36,3 +36,5 @@ mod silence;
 mod streams;
 #[path = "node/takeover.rs"]
 mod takeover;
+#[path = "node/tpm.rs"]
+mod tpm;

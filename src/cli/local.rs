@@ -7,6 +7,7 @@ use crate::api::table::{self, IncludeObject};
 use crate::client::replica::{KeySource, Replica, ReplicaError};
 use crate::client::{PODS, Resource};
 use crate::clock::Clock;
+use crate::sys::tpm::Tpm;
 use anyhow::{Context, bail};
 use http_body_util::{BodyExt, Empty};
 use hyper::body::Incoming;
@@ -57,7 +58,7 @@ impl Local {
     fn stored(&self, resource: Resource) -> anyhow::Result<Vec<Object>> {
         let node = self.data_dir.join("node");
         let key_file = node.join("node.key");
-        let key = KeySource::read(&key_file).with_context(|| {
+        let key = KeySource::read(&key_file, &Tpm::of_board()).with_context(|| {
             format!("read {} (on the server's own board leave --local out; else run as root)", key_file.display())
         })?;
         let stored = match Replica::read(&Replica::folder(&node), &key, resource) {

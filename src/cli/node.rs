@@ -118,7 +118,7 @@ pub async fn foreground(
     let config = config(typed, &identity, &joined).await?;
     let _claim = crate::server::claim(&config.data_directory)?;
     let mut tree = Tree::default();
-    let uplink = joined::connect(&config, &identity, &joined, joined::Ways::of_machine(), clock, &mut tree)?;
+    let uplink = joined::connect(&config, &identity, &joined, joined::Ways::of_machine(), clock, &mut tree).await?;
     // A node does its work with its server away: that is no reason for a service manager to worry.
     tree.announce(Notifier::from_environment());
     let (remote, state) = (uplink.remote, uplink.state);

@@ -65,7 +65,7 @@ impl HollowNode {
         };
         let config = typed.in_cluster(facts).check()?;
         let mut tree = Tree::default();
-        let uplink = joined::connect(&config, &identity, &joined, ways, joining.clock, &mut tree)?;
+        let uplink = joined::connect(&config, &identity, &joined, ways, joining.clock, &mut tree).await?;
         let informers = uplink.link.informers.clone();
         let runtime = start(&config, uplink.link, &mut tree).await?;
         let (remote, state) = (uplink.remote, uplink.state);

@@ -4,7 +4,7 @@ use super::time::Timekeeper;
 use super::{Heartbeat, NodeLink, renewal, time};
 use crate::client::kubeconfig::Access;
 use crate::client::reach::Reach;
-use crate::client::replica::KeySource;
+use crate::client::replica::{KeySource, ReplicaError};
 use crate::client::uplink::{self, Relaying, State};
 use crate::client::{Client, Informers, Remote, Replica};
 use crate::clock::Clock;
@@ -14,6 +14,7 @@ use crate::network::resolve::Resolver;
 use crate::pki::node_identity::{Joined, NodeIdentity};
 use crate::pki::{PkiError, certificate, files};
 use crate::supervise::{Shutdown, Tree};
+use crate::sys::tpm::Tpm;
 use crate::telemetry::Trace;
 use crate::tunnel::node::Doors;
 use crate::tunnel::relay::Link;
@@ -65,7 +66,7 @@ pub fn access(joined: &Joined) -> Access {
 }
 
 /// Opens the way to the server and keeps it open as part of the tree; returns before the server has answered.
-pub fn connect(
+pub async fn connect(
     config: &Config,
     identity: &NodeIdentity,
     joined: &Joined,
@@ -98,7 +99,7 @@ pub fn connect(
     tree.spawn("certificate", renewing.run(states.clone(), tree.shutdown()));
     let client = Client::Remote(remote.clone());
     let link = NodeLink {
-        informers: informers(client.clone(), identity),
+        informers: informers(client.clone(), identity).await,
         client,
         streams: kubelet,
         relay,
@@ -111,13 +112,19 @@ pub fn connect(
 }
 
 /// What the node sees is kept on its disk; without that it still works, but does not boot without the server.
-fn informers(client: Client, identity: &NodeIdentity) -> Informers {
-    let open = || {
-        let key = KeySource::read(&identity.directory().join("node.key"))?;
-        Replica::open_or_new(&Replica::folder(identity.directory()), &key)
+async fn informers(client: Client, identity: &NodeIdentity) -> Informers {
+    let directory = identity.directory().to_owned();
+    let open = move || {
+        let key = KeySource::bind(&directory.join("node.key"), &Tpm::of_board())?;
+        let replica = Replica::open_or_new(&Replica::folder(&directory), &key)?;
+        Ok::<_, ReplicaError>((replica, key.binding()))
     };
-    match open() {
-        Ok(replica) => Informers::with_replica(client, replica),
+    let opened = tokio::task::spawn_blocking(open).await;
+    match opened.unwrap_or_else(|panic| Err(std::io::Error::other(panic).into())) {
+        Ok((replica, binding)) => {
+            tracing::info!(bound_to = %binding, "replica opened");
+            Informers::with_replica(client, replica)
+        }
         Err(error) => {
             tracing::error!(%error, "open replica; this board cannot boot without its server");
             Informers::new(client)

@@ -1,4 +1,4 @@
-//! All unsafe code: mounts, namespaces, pidfds, cgroups, BPF.
+//! All unsafe code, and what talks to devices: mounts, namespaces, pidfds, cgroups, BPF, TPM.
 
 pub mod adjtimex;
 pub mod bpf;
@@ -11,6 +11,7 @@ pub mod mount;
 pub mod netns;
 pub mod process;
 pub mod seqpacket;
+pub mod tpm;
 pub mod tun;
 pub mod watch;
 pub mod wireless;

@@ -251,7 +251,7 @@ impl Board {
         time::restore(&identity, &joined.ca_pem, &self.clock);
         let (mut tree, changes) = (Tree::default(), watch::Sender::new(0));
         let ways = joined::Ways { reach: Arc::new(self.line.clone()), changed: changes.subscribe() };
-        let uplink = joined::connect(&config, &identity, &joined, ways, self.clock.clone(), &mut tree).unwrap();
+        let uplink = joined::connect(&config, &identity, &joined, ways, self.clock.clone(), &mut tree).await.unwrap();
         let NodeLink { client, informers, streams, relay: _, heartbeat, node_ips, trace, clock } = uplink.link;
         let kubelet_config = KubeletConfig {
             node_name: config.node_name.clone(),

@@ -1,9 +1,12 @@
-//! The key a replica is sealed with: from a secret fused into the board where there is one, else from the
-//! node's key file, which protects copies of the disk's replica alone but not a stolen card.
+//! The key a replica is sealed with: from a secret fused into the board where there is one, else from one that the
+//! board's TPM keeps, else from the node's key file alone, which protects copies of the disk's replica but not a
+//! stolen card.
 
+use super::sealed;
+use crate::sys::tpm::Tpm;
 use ring::{aead, hkdf};
-use std::fs;
 use std::path::Path;
+use std::{fmt, fs, io};
 
 /// Length of a file's salt.
 pub const SALT_BYTES: usize = 32;
@@ -18,6 +21,7 @@ const NVMEM: &str = "/sys/bus/nvmem/devices";
 #[derive(Clone)]
 pub struct KeySource {
     board: Option<Vec<u8>>,
+    tpm: Option<sealed::Secret>,
     node: Vec<u8>,
 }
 
@@ -26,6 +30,7 @@ pub struct KeySource {
 pub enum Binding {
     Node,
     Board,
+    Tpm,
 }
 
 impl Binding {
@@ -33,6 +38,7 @@ impl Binding {
         match self {
             Self::Node => 1,
             Self::Board => 2,
+            Self::Tpm => 3,
         }
     }
 
@@ -40,25 +46,71 @@ impl Binding {
         match byte {
             1 => Some(Self::Node),
             2 => Some(Self::Board),
+            3 => Some(Self::Tpm),
             _ => None,
         }
+    }
+}
+
+impl fmt::Display for Binding {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Node => "the node's key file",
+            Self::Board => "the board's one-time programmable memory",
+            Self::Tpm => "the board's tpm",
+        })
     }
 }
 
 impl KeySource {
     /// `node`: the bytes of the node's private key; `board`: the board's secret, if it has one.
     pub fn new(node: &[u8], board: Option<&[u8]>) -> Self {
-        Self { board: board.map(<[u8]>::to_vec), node: node.to_vec() }
+        Self { board: board.map(<[u8]>::to_vec), tpm: None, node: node.to_vec() }
     }
 
-    /// Reads the node's key file and asks the board for its secret. Blocks.
-    pub fn read(node_key: &Path) -> std::io::Result<Self> {
-        Ok(Self { node: fs::read(node_key)?, board: board_secret(Path::new(NVMEM)) })
+    /// With the secret that the board's TPM keeps.
+    #[cfg(test)]
+    pub fn with_tpm(self, secret: sealed::Secret) -> Self {
+        Self { tpm: Some(secret), ..self }
     }
 
-    /// The strongest binding there is.
+    /// Reads the node's key file and asks the board for its secret; for those who only look. Blocks.
+    pub fn read(node_key: &Path, tpm: &Tpm) -> io::Result<Self> {
+        Self::gather(node_key, tpm, sealed::unseal)
+    }
+
+    /// As `read`, for the node itself: a board without a fused secret gets one that its TPM keeps, if it has a TPM.
+    /// Blocks, at most for a minute. An error: this board's TPM does not answer now; what it sealed is still there.
+    pub fn bind(node_key: &Path, tpm: &Tpm) -> io::Result<Self> {
+        Self::gather(node_key, tpm, sealed::unseal_or_seal)
+    }
+
+    fn gather(
+        node_key: &Path,
+        tpm: &Tpm,
+        ask: fn(&Path, &Tpm) -> Result<Option<sealed::Secret>, sealed::SealedError>,
+    ) -> io::Result<Self> {
+        let node = fs::read(node_key)?;
+        let board = board_secret(Path::new(NVMEM));
+        let file = node_key.with_file_name(sealed::FILE);
+        let tpm = match board {
+            None => ask(&file, tpm).map_err(io::Error::other)?,
+            // Only a replica from before the board got its secret needs the TPM still.
+            Some(_) => sealed::unseal(&file, tpm).unwrap_or_else(|error| {
+                tracing::warn!(%error, "what a tpm had sealed is not read");
+                None
+            }),
+        };
+        Ok(Self { board, tpm, node })
+    }
+
+    /// What new files are bound to: the fused secret before the TPM's, because no clearing takes it away.
     pub fn binding(&self) -> Binding {
-        if self.board.is_some() { Binding::Board } else { Binding::Node }
+        match (&self.board, &self.tpm) {
+            (Some(_), _) => Binding::Board,
+            (None, Some(_)) => Binding::Tpm,
+            (None, None) => Binding::Node,
+        }
     }
 
     /// The key of one file, and the bytes that prove it. `None`: this machine lacks the secret.
@@ -66,6 +118,7 @@ impl KeySource {
         let mut secret = match binding {
             Binding::Node => Vec::new(),
             Binding::Board => self.board.clone()?,
+            Binding::Tpm => self.tpm?.to_vec(),
         };
         secret.extend_from_slice(&self.node);
         let root = hkdf::Salt::new(hkdf::HKDF_SHA256, salt).extract(&secret);
@@ -133,6 +186,23 @@ mod tests {
         ];
         assert!(others.iter().all(|other| *other != same));
         assert!(bare.derive(Binding::Board, &[1; SALT_BYTES]).is_none());
+    }
+
+    #[test]
+    fn the_fused_secret_goes_before_the_tpm_s_and_each_binding_needs_its_own() {
+        let with = |board: Option<&[u8]>, tpm| KeySource { tpm, ..KeySource::new(b"node", board) };
+        let fused = Some(&b"board-secret-0123"[..]);
+        let sources = [with(None, None), with(None, Some([7; 32])), with(fused, None), with(fused, Some([7; 32]))];
+        let bindings = [Binding::Node, Binding::Tpm, Binding::Board, Binding::Board];
+        assert_eq!(sources.each_ref().map(KeySource::binding), bindings);
+        let derives = |source: &KeySource, binding| source.derive(binding, &[1; SALT_BYTES]).map(|(_, check)| check);
+        let tpm = sources.each_ref().map(|source| derives(source, Binding::Tpm));
+        assert!(tpm[0].is_none() && tpm[2].is_none() && tpm[1].is_some());
+        assert_eq!(tpm[1], tpm[3], "what the tpm's secret sealed is still read");
+        assert_ne!(tpm[1], derives(&with(None, Some([8; 32])), Binding::Tpm));
+        for binding in bindings {
+            assert_eq!(Binding::from_byte(binding.to_byte()), Some(binding));
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@ mod follow;
 mod kept;
 pub mod key;
 mod log;
+mod sealed;
 
 pub use follow::follow;
 pub use kept::with_status;

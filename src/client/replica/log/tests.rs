@@ -195,3 +195,23 @@ fn a_board_that_gets_a_secret_binds_its_replica_to_it() {
     // The file that the node's key alone opens is older and says so; a card moved to another board is no use.
     assert!(matches!(Log::open(directory.path(), &keys()), Err(LogError::Key(_))));
 }
+
+#[test]
+fn a_replica_follows_its_board_to_the_strongest_secret_and_stays_readable_on_the_way() {
+    let directory = tempfile::tempdir().unwrap();
+    let (mut log, _) = Log::open(directory.path(), &keys()).unwrap();
+    log.append(&[put("a", "1")]).unwrap();
+    drop(log);
+    let tpm = || keys().with_tpm([7; 32]);
+    let fused = KeySource::new(b"a node's private key", Some(b"fused into the board"));
+    let way = [(tpm(), Binding::Tpm), (tpm(), Binding::Tpm), (fused.clone().with_tpm([7; 32]), Binding::Board)];
+    for (source, binding) in way {
+        let (log, contents) = Log::open(directory.path(), &source).unwrap();
+        assert_eq!((shown(&contents), log.active.header.binding), (vec!["a=1".to_owned()], binding));
+        drop(log);
+        assert!(matches!(Log::open(directory.path(), &keys()), Err(LogError::Key(_))));
+        assert!(matches!(Log::open(directory.path(), &keys().with_tpm([8; 32])), Err(LogError::Key(_))));
+    }
+    assert!(matches!(Log::open(directory.path(), &tpm()), Err(LogError::Key(_))));
+    assert_eq!(shown(&Log::open(directory.path(), &fused).unwrap().1), ["a=1"]);
+}
