@@ -1,22 +1,24 @@
 #!/usr/bin/env bash
-# Builds a flashable image: images/build.sh rpi|virt [--binary FILE] [--settings FILE] [--url URL] [--no-compress]
+# Builds a flashable image: images/build.sh rpi|virt [--binary FILE] [--settings FILE] [--url URL] [--pages 16k] [--no-compress]
 #   rpi   SD card for Raspberry Pi 3, Zero 2 W and 4; Debian's kernel has no driver for the card of a Pi 5
 #   virt  the same without the firmware, for an emulated aarch64 board (QEMU's -M virt)
 # From Debian's packages alone, none of them run or installed: no loop mounts, no emulation, no root. The same
 # packages, binary and date give the same bytes. Prints the image's path.
 #   --url  the folder on the network where it will lie, for os_list.json, which Raspberry Pi Imager takes as --repo
+#   --pages 16k  Debian's kernel with pages of 16 KB, as a Pi 5's own system has them; for virt
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-usage() { sed -n '2,7s/^# *//p' "$0" >&2; exit 2; }
+usage() { sed -n '2,8s/^# *//p' "$0" >&2; exit 2; }
 board=${1:-}
 case "$board" in rpi | virt) shift ;; *) usage ;; esac
-binary= settings=images/board/edgelet.yaml url= compress=1
+binary= settings=images/board/edgelet.yaml url= compress=1 flavour=arm64
 while [ $# -gt 0 ]; do
   case "$1" in
     --binary) binary=$2; shift 2 ;;
     --settings) settings=$2; shift 2 ;;
     --url) url=${2%/}/; shift 2 ;;
+    --pages) [ "$board $2" = "virt 16k" ] || usage; flavour=arm64-16k; shift 2 ;;
     --no-compress) compress=; shift ;;
     *) usage ;;
   esac
@@ -42,7 +44,7 @@ fi
 
 # Debian's packages for the board, unpacked beside.
 work=$PWD/target/image
-packages=$work/packages
+packages=$work/packages${flavour#arm64}
 wanted=$(sha256sum <images/board/packages)
 if [ "$(cat "$packages/complete" 2>/dev/null)" != "$wanted" ]; then
   rm -rf "$packages" "$work/apt"
@@ -62,12 +64,12 @@ SOURCES
     -o Dir::Etc::preferencesparts=/dev/null -o Acquire::Languages=none -o APT::Architecture=arm64
     -o APT::Architectures=arm64 -o APT::Sandbox::User=root)
   apt-get "${apt[@]}" -qq update
-  kernel=$(apt-cache "${apt[@]}" depends linux-image-arm64 | sed -n 's/.*Depends: \(linux-image-[0-9]\)/\1/p' | head -n 1)
+  kernel=$(apt-cache "${apt[@]}" depends "linux-image-$flavour" | sed -n 's/.*Depends: \(linux-image-[0-9]\)/\1/p' | head -n 1)
   mapfile -t names < <(tr ' ' '\n' <images/board/packages)
   (cd "$work/apt/debs" && apt-get "${apt[@]}" -qq download "$kernel" "${names[@]}")
   for deb in "$work"/apt/debs/*.deb; do dpkg-deb -x "$deb" "$packages"; done
   for folder in "$packages"/usr/lib/modules/*; do depmod -b "$packages/usr" "$(basename "$folder")"; done
-  (cd "$work/apt/debs" && sha256sum ./*.deb) >"$work/packages.sha256"
+  (cd "$work/apt/debs" && sha256sum ./*.deb) >"$packages.sha256"
   echo "$wanted" >"$packages/complete"
   rm -rf "$work/apt"
 fi

@@ -63,8 +63,8 @@ set_up() { # boards
   ssh-keygen -q -t ed25519 -N '' -C test -f "$here/key"
 }
 
-# By the board's name, of a locally administered kind.
-hardware_address() { echo "02:ed:$(md5sum <<<"$1" | sed 's/\(..\)\(..\)\(..\)\(..\).*/\1:\2:\3:\4/')"; }
+# By the board's name. QEMU's USB network makes every address begin with 40.
+hardware_address() { echo "40:ed:$(md5sum <<<"$1" | sed 's/\(..\)\(..\)\(..\)\(..\).*/\1:\2:\3:\4/')"; }
 address_of() { sed -n "s/^static_lease $(hardware_address "$1") //p" "$here/dhcp.conf"; }
 
 start_server() {
