@@ -129,6 +129,29 @@ fn nothing_stays_in_a_tpm() {
     }
 }
 
+/// Through the kernel's driver and resource manager; several at once, and more than the TPM has room for.
+#[test]
+fn this_machine_s_own_tpm_seals_and_tells() {
+    if !Tpm::of_board().is_present() {
+        eprintln!("NOT RUN: this machine has no TPM (the one of tests/vm/run has)");
+        return;
+    }
+    let begun = Instant::now();
+    let sealed = Tpm::of_board().seal(SECRET).unwrap();
+    let took = begun.elapsed();
+    let users: Vec<_> = (0..6)
+        .map(|_| {
+            let sealed = sealed.clone();
+            std::thread::spawn(move || Tpm::of_board().unseal(&sealed).unwrap())
+        })
+        .collect();
+    assert!(users.into_iter().all(|user| user.join().unwrap() == SECRET));
+    eprintln!("sealed and tried in {took:?}, told six at once after {:?}", begun.elapsed());
+    let node = Node::new();
+    note(&node.open(&Tpm::of_board()).0, b"1");
+    assert_eq!(node.noted(&Tpm::of_board()), (Some(b"1".to_vec()), BY_TPM.to_owned()));
+}
+
 /// A node's folder as `edgelet node` has it.
 struct Node(tempfile::TempDir);
 
