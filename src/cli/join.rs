@@ -18,6 +18,7 @@ use crate::pki::join_token::JoinToken;
 use crate::pki::node_identity::{Joined, NodeIdentity};
 use anyhow::{Context, bail};
 use futures_util::StreamExt;
+use jiff::SignedDuration;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::sync::Arc;
@@ -144,10 +145,14 @@ impl Plan {
             Step::Trusted => say(&format!("{} is the server the token was made for", self.server)),
             Step::FormerForgotten => say("what this board kept of another cluster is forgotten"),
             Step::ClockAgrees => say("the clock agrees with the server's"),
-            Step::ClockCorrected { off, said } => println!(
-                "warn  this board's clock is off by {off:#}; going by the server's ({said}). Install an NTP client: \
-                 apt install systemd-timesyncd"
-            ),
+            Step::ClockCorrected { off, said } => {
+                let (off_s, way) = (off.as_secs().abs(), if off.is_negative() { "behind" } else { "ahead of" });
+                let off = SignedDuration::from_secs(off_s);
+                println!(
+                    "warn  this board's clock is {off:#} {way} the server's, which counts ({said}). Install an NTP client: \
+                     apt install systemd-timesyncd"
+                );
+            }
             Step::Certified { until } => say(&format!("node {node} has a certificate until {until}")),
             Step::Informed => say("the server has told the cluster's addresses"),
         }

@@ -19,7 +19,9 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     println!("listening on port {}", arguments.port);
     let page = |ConnectInfo(peer): ConnectInfo<SocketAddr>| async move {
         println!("request from {}", peer.ip());
-        page(&std::env::var("POD_NAME").unwrap_or_default(), &std::env::var("NODE_NAME").unwrap_or_default())
+        // Without the downward API a pod still knows its host name.
+        let pod = std::env::var("POD_NAME").or_else(|_| std::env::var("HOSTNAME")).unwrap_or_default();
+        page(&pod, std::env::var("NODE_NAME").ok().as_deref())
     };
     let router = Router::new().fallback(page).into_make_service_with_connect_info::<SocketAddr>();
     // Process 1 of a container has no default action for SIGTERM: without this it would wait for SIGKILL.
@@ -31,6 +33,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn page(pod: &str, node: &str) -> String {
-    format!("Hello from pod {pod} on node {node}, served by edgelet.\n")
+fn page(pod: &str, node: Option<&str>) -> String {
+    let place = node.map(|node| format!(" on node {node}")).unwrap_or_default();
+    format!("Hello from pod {pod}{place}, served by edgelet.\n")
 }

@@ -84,9 +84,29 @@ impl Queue {
         Some(())
     }
 
+    /// Waits until nobody has asked for `quiet`; `false` as soon as somebody does, or when there is to be an end.
+    pub fn is_quiet_for(&self, quiet: Duration) -> bool {
+        let is_idle = |state: &mut State| state.requests.is_empty() && !state.abandoned;
+        let waited = self.filled.wait_timeout_while(self.lock(), quiet, is_idle);
+        waited.expect("no panic while the queue is locked").1.timed_out()
+    }
+
     pub fn pop(&self) -> Option<Request> {
         let request = self.lock().requests.pop_front()?;
         self.room.add_permits(1);
         Some(request)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_queue_is_quiet_as_long_as_nobody_asks_and_somebody_could() {
+        let queue = Queue::new();
+        assert!(queue.is_quiet_for(Duration::from_millis(1)));
+        queue.abandon();
+        assert!(!queue.is_quiet_for(Duration::from_secs(60)), "an end is not waited for");
     }
 }

@@ -7,6 +7,7 @@ use crate::store::cache::{Cache, plan};
 use crate::store::{Durability, Entry, Event, StoreError, Write, splice};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
@@ -16,6 +17,10 @@ const BATCH_LIMIT: usize = 256;
 const BATCH_LIMIT_BYTES: usize = 1024 * 1024;
 /// Lazy values in memory beyond which they are committed by themselves.
 const LAZY_LIMIT_BYTES: usize = 1024 * 1024;
+/// After so much was written, what the burst has left free is given back to the kernel …
+const GIVE_BACK_BYTES: usize = 256 * 1024;
+/// … once nothing was written for so long.
+const GIVE_BACK_QUIET: Duration = Duration::from_secs(2);
 
 type Answer<T> = oneshot::Sender<Result<T, StoreError>>;
 
@@ -40,6 +45,8 @@ pub(super) struct Writer {
     /// Keys whose last state is in memory only.
     lazy: BTreeSet<Box<str>>,
     lazy_bytes: usize,
+    /// Written since memory was last given back.
+    burst_bytes: usize,
 }
 
 /// However the writer ends, by a panic too, nobody may go on waiting for it.
@@ -93,7 +100,7 @@ struct Plan {
 impl Writer {
     pub fn new(database: Database, cache: Arc<Cache>, queue: Arc<Queue>) -> Self {
         let newest = cache.revision();
-        Self { database, cache, queue, newest, lazy: BTreeSet::new(), lazy_bytes: 0 }
+        Self { database, cache, queue, newest, lazy: BTreeSet::new(), lazy_bytes: 0, burst_bytes: 0 }
     }
 
     pub fn run(mut self) {
@@ -103,6 +110,7 @@ impl Writer {
         while queue.wait(usual).is_some() {
             let mut batch = self.gather();
             usual = batch.writes.len();
+            self.burst_bytes += batch.bytes;
             let close = batch.close.take();
             self.commit(batch);
             if let Some(answer) = close {
@@ -113,6 +121,10 @@ impl Writer {
             }
             if let Err(error) = self.database.checkpoint(queue.is_empty()) {
                 tracing::warn!(%error, "checkpoint failed; the log grows until the next one");
+            }
+            if self.burst_bytes >= GIVE_BACK_BYTES && queue.is_quiet_for(GIVE_BACK_QUIET) {
+                crate::sys::memory::give_back();
+                self.burst_bytes = 0;
             }
         }
         queue.close();
