@@ -180,6 +180,24 @@ fn a_server_that_was_cut_off_finds_its_boards_again() {
 }
 
 #[test]
+fn a_server_that_dies_as_soon_as_a_board_is_back_reaches_all_of_them_again() {
+    if !can_run() {
+        return;
+    }
+    let boards = [("a", "192.0.2.2"), ("b", "192.0.2.3")];
+    let mut bed = fleet("dies", &boards);
+    bed.cut("a", true, true);
+    bed.until("its loss is noticed", |bed| bed.ready("a") != "True");
+    bed.heal();
+    bed.until("it is back", |bed| bed.ready("a") == "True");
+    bed.server.kill();
+    bed.start_server();
+    for (name, _) in boards {
+        bed.until("exec reaches it", |bed| exec_reaches(bed, name));
+    }
+}
+
+#[test]
 fn a_board_with_a_new_address_is_found_there() {
     if !can_run() {
         return;
