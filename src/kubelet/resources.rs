@@ -1,5 +1,6 @@
 //! Requests and limits in the kernel's units: CPU shares, quotas, bytes, OOM scores, QoS classes. Pure.
 
+use super::admission::is_critical;
 use super::memory::Role;
 use super::memory::init_role;
 use crate::api::quantity::Quantity;
@@ -82,7 +83,11 @@ pub fn container_resources(pod: &Pod, container: &Container, node_memory_bytes: 
         memory_limit_bytes: units(resources.limits.get("memory")),
         memory_request_bytes,
         pids_limit: 0,
-        oom_score_adj: oom_score_adj(qos(pod), memory_request_bytes, node_memory_bytes),
+        oom_score_adj: if is_node_critical(pod) {
+            OOM_SCORE_GUARANTEED
+        } else {
+            oom_score_adj(qos(pod), memory_request_bytes, node_memory_bytes)
+        },
         hugepage_limits: hugepages(resources),
     }
 }
@@ -131,6 +136,11 @@ fn quota_us(milli_cpu: i64) -> i64 {
     if milli_cpu == 0 { 0 } else { (milli_cpu.saturating_mul(PERIOD_US) / 1000).max(QUOTA_LOW_US) }
 }
 
+/// The last of the pods that the kernel kills, whatever memory they asked for.
+fn is_node_critical(pod: &Pod) -> bool {
+    is_critical(pod) && pod.spec.priority_class_name == "system-node-critical"
+}
+
 fn oom_score_adj(qos: Qos, memory_request_bytes: i64, node_memory_bytes: i64) -> i32 {
     match qos {
         Qos::Guaranteed => OOM_SCORE_GUARANTEED,
@@ -157,6 +167,24 @@ mod tests {
         assert_eq!(oom_score_adj(Qos::Burstable, 0, 1 << 30), 999);
         assert_eq!(oom_score_adj(Qos::Burstable, 1 << 29, 1 << 30), 500);
         assert_eq!(oom_score_adj(Qos::Burstable, 1 << 30, 1 << 30), 3);
+    }
+
+    #[test]
+    fn node_critical_pods_are_killed_last() {
+        let score = |spec: Value| {
+            let pod: Pod = serde_json::from_value(json!({"spec": spec})).expect("pod");
+            container_resources(&pod, &pod.spec.containers[0], 1 << 30).oom_score_adj
+        };
+        let containers = json!([{"name": "a"}]);
+        let (node, cluster) = ("system-node-critical", "system-cluster-critical");
+        for (class, priority, want) in [
+            (node, 2_000_001_000_i64, OOM_SCORE_GUARANTEED),
+            (cluster, 2_000_000_000, OOM_SCORE_BEST_EFFORT),
+            (node, 0, OOM_SCORE_BEST_EFFORT),
+        ] {
+            let spec = json!({"priorityClassName": class, "priority": priority, "containers": containers});
+            assert_eq!(score(spec), want, "{class} {priority}");
+        }
     }
 
     #[test]
