@@ -30,6 +30,8 @@ const READY_TIMEOUT: Duration = Duration::from_secs(120);
 const UNIT: &str = include_str!("../../systemd/edgelet-node.service");
 const UNIT_NAME: &str = "edgelet-node.service";
 const UNIT_FILE: &str = "/etc/systemd/system/edgelet-node.service";
+/// Where a package puts it.
+const PACKAGED_UNIT_FILE: &str = "/usr/lib/systemd/system/edgelet-node.service";
 
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -221,7 +223,7 @@ fn install(typed: &Typed, config_file: &Path) -> anyhow::Result<()> {
     std::fs::write(config_file, typed.to_yaml()).with_context(|| context(config_file))?;
     say(&format!("wrote {}", config_file.display()));
     let program = install::placed_program()?;
-    std::fs::write(UNIT_FILE, unit(&program, config_file)).with_context(|| context(Path::new(UNIT_FILE)))?;
+    place_unit(&unit(&program, config_file), Path::new(PACKAGED_UNIT_FILE), Path::new(UNIT_FILE))?;
     for arguments in [&["daemon-reload"][..], &["enable", UNIT_NAME], &["restart", UNIT_NAME]] {
         let status = Command::new("systemctl").arg("--quiet").args(arguments).status().context("run systemctl")?;
         if !status.success() {
@@ -230,6 +232,19 @@ fn install(typed: &Typed, config_file: &Path) -> anyhow::Result<()> {
     }
     say(&format!("{UNIT_NAME} is enabled and runs"));
     Ok(())
+}
+
+/// Where a package brings the same unit, that one: a copy of ours would hide those of later versions.
+fn place_unit(unit: &str, packaged: &Path, own: &Path) -> anyhow::Result<()> {
+    if std::fs::read_to_string(packaged).is_ok_and(|text| text == unit) {
+        return match std::fs::remove_file(own) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("remove {}", own.display()))
+            }
+            _ => Ok(()),
+        };
+    }
+    std::fs::write(own, unit).with_context(|| format!("write {}", own.display()))
 }
 
 /// The unit for a program and a config file that may lie elsewhere.
@@ -302,6 +317,21 @@ mod tests {
         for text in ["http://board", "", "https://"] {
             assert!(server_url(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn a_unit_that_a_package_brings_is_not_hidden() {
+        let folder = tempfile::tempdir().unwrap();
+        let (packaged, own) = (folder.path().join("packaged"), folder.path().join("own"));
+        place_unit("ours", &packaged, &own).unwrap();
+        assert_eq!(std::fs::read_to_string(&own).unwrap(), "ours");
+        std::fs::write(&packaged, "another program's").unwrap();
+        place_unit("ours", &packaged, &own).unwrap();
+        assert!(own.exists());
+        std::fs::write(&packaged, "ours").unwrap();
+        place_unit("ours", &packaged, &own).unwrap();
+        assert!(!own.exists());
+        place_unit("ours", &packaged, &own).unwrap();
     }
 
     #[test]
