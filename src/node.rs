@@ -204,6 +204,7 @@ pub async fn remove(config: &Config) -> anyhow::Result<()> {
         LibcontainerRuntime::new(runtime_config, images, puller, network.clone(), clock, Arc::default()).await?;
     runtime.retain(&[]).await.context("give up what former pods left")?;
     runtime.remove_all().await.context("remove what is left of the pods")?;
+    plugin::forget(&config.run_directory);
     network.teardown().await.context("take the pod network down")
 }
 

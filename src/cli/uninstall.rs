@@ -3,6 +3,7 @@
 
 use super::install::{BINARY, CONFIG_FOLDER, NODE, SERVER, UNITS, has_systemd, systemctl};
 use crate::config::{Config, Typed};
+use crate::kubelet::shutdown;
 use crate::node;
 use anyhow::{Context, bail};
 use std::io::{BufRead, IsTerminal, Write};
@@ -14,7 +15,7 @@ pub struct Arguments {
     /// Ask nothing
     #[arg(short, long)]
     yes: bool,
-    /// Keep the cluster's state, the config file and the logs of pods
+    /// Keep the cluster's state and the config file
     #[arg(long)]
     keep_data: bool,
     /// Leave the program, the units and the config file to the package manager
@@ -48,6 +49,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     if here {
         unused(&config)?;
         attempt(super::block_on(remove_node(config)).map(drop));
+        attempt(super::block_on(forget_shutdowns()).map(drop));
     }
     if !arguments.packaged {
         for path in files(&arguments.root) {
@@ -127,6 +129,14 @@ async fn remove_node(config: Config) -> anyhow::Result<ExitCode> {
     node::remove(&config).await?;
     let _ = std::fs::remove_dir(&config.log_directory);
     println!("ok    pods, network, rules and cgroups are gone");
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The login manager goes back to how long it waits by itself.
+async fn forget_shutdowns() -> anyhow::Result<ExitCode> {
+    if shutdown::forget().await.context("have the login manager forget edgelet")? {
+        println!("ok    a shutdown no longer waits for pods");
+    }
     Ok(ExitCode::SUCCESS)
 }
 

@@ -84,6 +84,17 @@ pub fn directory(run_directory: &Path) -> PathBuf {
     if run_directory == Path::new("/run/edgelet") { DIRECTORY.into() } else { run_directory.join("device-plugins") }
 }
 
+/// Takes the folder away, and kubelet's above it; not while a plugin's own socket is there.
+pub fn forget(run_directory: &Path) {
+    let folder = directory(run_directory);
+    let _ = std::fs::remove_file(folder.join(SOCKET));
+    if std::fs::remove_dir(&folder).is_ok()
+        && let Some(above) = Path::new(DIRECTORY).parent().filter(|above| folder.parent() == Some(above))
+    {
+        let _ = std::fs::remove_dir(above);
+    }
+}
+
 /// Listens for plugins until shutdown. A node that cannot listen runs pods all the same.
 pub async fn run(kubelet: Arc<Kubelet>, run_directory: PathBuf, shutdown: Shutdown) {
     let folder = directory(&run_directory);

@@ -49,6 +49,25 @@ impl Default for ShutdownConfig {
     }
 }
 
+/// Takes away what made the login manager wait, and has it read its own configuration again. Says whether there was
+/// something to take.
+pub async fn forget() -> io::Result<bool> {
+    let config = ShutdownConfig::default();
+    match std::fs::remove_file(&config.drop_in) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(error),
+    }
+    if let Some(folder) = config.drop_in.parent() {
+        // Others' drop-ins keep it.
+        let _ = std::fs::remove_dir(folder);
+    }
+    if config.bus.exists() {
+        reload(&mut Bus::connect(&config.bus).await?).await?;
+    }
+    Ok(true)
+}
+
 /// Runs until the kubelet ends. Without a system bus there is nobody to ask.
 pub async fn run(kubelet: Arc<Kubelet>, config: ShutdownConfig, shutdown: Shutdown) {
     if config.grace_s == 0 || !config.bus.exists() {
@@ -140,6 +159,11 @@ async fn raise_limit(bus: &mut Bus, config: &ShutdownConfig) -> io::Result<()> {
     let text =
         format!("# Written by edgelet: pods need time to end.\n[Login]\nInhibitDelayMaxSec={}\n", config.grace_s);
     write_if_changed(&config.drop_in, &text)?;
+    reload(bus).await
+}
+
+/// Has the login manager read its configuration.
+async fn reload(bus: &mut Bus) -> io::Result<()> {
     let reload = Method {
         destination: "org.freedesktop.systemd1",
         path: "/org/freedesktop/systemd1/unit/systemd_2dlogind_2eservice",

@@ -6,6 +6,7 @@ mod binary;
 mod connection;
 mod container;
 mod exec;
+mod logs;
 mod record;
 mod sandbox;
 mod stream;
@@ -341,8 +342,13 @@ impl Runtime for LibcontainerRuntime {
             let here: Vec<String> = self.pods().keys().cloned().collect();
             let kept = [here.as_slice(), pod_uids].concat();
             self.0.network.retain(&kept);
-            let volumes = self.0.volumes.clone();
-            blocking(move || volumes.retain(&kept)).await
+            let this = self.clone();
+            blocking(move || {
+                let volumes = this.0.volumes.retain(&kept);
+                let logs = logs::retain(&this.0.config.log_directory, &kept);
+                volumes.and(logs.map_err(|error| other(format!("remove logs: {error}"))))
+            })
+            .await
         })
     }
 

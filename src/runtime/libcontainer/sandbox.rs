@@ -132,7 +132,7 @@ impl LibcontainerRuntime {
             std::fs::create_dir_all(directory)?;
         }
         record::save(&paths.record(), record)?;
-        std::fs::create_dir_all(self.pod_logs(&record.config.pod))?;
+        super::logs::make(&self.pod_logs(&record.config.pod))?;
         let listener = seqpacket::listen(&paths.socket())?;
         let log = paths.directory.join("shim.log");
         binary::start_shim(&self.0.binary, uid, &log, listener, &self.0.shim_cgroup)?;
