@@ -194,7 +194,8 @@ mkfs.vfat --invariant -F 32 -n EDGELET -i ED6E1E70 "$work/fat.img" >/dev/null
 (cd "$fat" && find . -mindepth 1 -maxdepth 1 | sort | while read -r one; do mcopy -s -m -i "$work/fat.img" "$one" ::; done)
 
 # A fresh file: dd over an older one would leave its blocks where this one has holes.
-image=$work/edgelet-$board.img
+name=edgelet-$board${flavour#arm64}
+image=$work/$name.img
 rm -f "$image" "$image.xz"
 truncate -s $(((4 + fat_megabytes + root_megabytes) * megabyte)) "$image"
 entry() { # boot flag, type, first sector, sectors
@@ -217,10 +218,10 @@ if [ -n "$compress" ]; then
   xz --threads=1 --keep --force -6 "$image"
   limit_bytes=$((80 * megabyte))
   bytes=$(stat -c %s "$image.xz")
-  (cd "$work" && sha256sum "edgelet-$board.img" "edgelet-$board.img.xz") >"$work/SHA256SUMS"
+  (cd "$work" && sha256sum "$name.img" "$name.img.xz") >"$work/SHA256SUMS"
   cat >"$work/os_list.json" <<JSON
 {"os_list": [{"name": "edgelet", "description": "Kubernetes for small boards: edit edgelet.yaml on the card, then boot",
-"url": "${url}edgelet-$board.img.xz", "extract_size": $(stat -c %s "$image"), "extract_sha256": "$(sha256sum <"$image" | cut -d' ' -f1)",
+"url": "${url}$name.img.xz", "extract_size": $(stat -c %s "$image"), "extract_sha256": "$(sha256sum <"$image" | cut -d' ' -f1)",
 "image_download_size": $bytes, "image_download_sha256": "$(sha256sum <"$image.xz" | cut -d' ' -f1)",
 "release_date": "$(date -u -d "@$SOURCE_DATE_EPOCH" +%F)", "devices": ["pi3-64bit", "pi4-64bit"], "init_format": "none"}]}
 JSON

@@ -202,10 +202,12 @@ pub async fn remove(config: &Config) -> anyhow::Result<()> {
     let runtime_config = runtime_config(config);
     let runtime =
         LibcontainerRuntime::new(runtime_config, images, puller, network.clone(), clock, Arc::default()).await?;
-    runtime.retain(&[]).await.context("give up what former pods left")?;
-    runtime.remove_all().await.context("remove what is left of the pods")?;
+    // What cannot be taken away keeps nothing else.
+    let retained = runtime.retain(&[]).await.context("give up what former pods left");
+    let removed = runtime.remove_all().await.context("remove what is left of the pods");
     plugin::forget(&config.run_directory);
-    network.teardown().await.context("take the pod network down")
+    let network = network.teardown().await.context("take the pod network down");
+    retained.and(removed).and(network)
 }
 
 /// Takes away what a start that failed half-way has made, for those who must leave nothing behind. Call it when the

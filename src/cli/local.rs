@@ -13,6 +13,7 @@ use http_body_util::{BodyExt, Empty};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use serde_json::json;
+use std::io::ErrorKind;
 use std::path::PathBuf;
 
 #[derive(clap::Args)]
@@ -58,8 +59,12 @@ impl Local {
     fn stored(&self, resource: Resource) -> anyhow::Result<Vec<Object>> {
         let node = self.data_dir.join("node");
         let key_file = node.join("node.key");
-        let key = KeySource::read(&key_file, &Tpm::of_board()).with_context(|| {
-            format!("read {} (on the server's own board leave --local out; else run as root)", key_file.display())
+        let key = KeySource::read(&key_file, &Tpm::of_board()).map_err(|error| match error.kind() {
+            ErrorKind::NotFound | ErrorKind::PermissionDenied => anyhow::Error::new(error).context(format!(
+                "read {} (on the server's own board leave --local out; else run as root)",
+                key_file.display()
+            )),
+            _ => error.into(),
         })?;
         let stored = match Replica::read(&Replica::folder(&node), &key, resource) {
             Err(ReplicaError::Absent(folder)) => bail!("this board has no replica in {} yet", folder.display()),

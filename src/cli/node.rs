@@ -118,7 +118,17 @@ pub async fn foreground(
     let config = config(typed, &identity, &joined).await?;
     let _claim = crate::server::claim(&config.data_directory)?;
     let mut tree = Tree::default();
-    let uplink = joined::connect(&config, &identity, &joined, joined::Ways::of_machine(), clock, &mut tree).await?;
+    let connecting = joined::connect(&config, &identity, &joined, joined::Ways::of_machine(), clock, &mut tree);
+    // A board's TPM may let itself be waited for.
+    let uplink = tokio::select! {
+        uplink = connecting => Some(uplink?),
+        _ = interrupted.recv() => None,
+        _ = terminated.recv() => None,
+    };
+    let Some(uplink) = uplink else {
+        tree.end(SHUTDOWN_GRACE).await;
+        return Ok(ExitCode::SUCCESS);
+    };
     // A node does its work with its server away: that is no reason for a service manager to worry.
     tree.announce(Notifier::from_environment());
     let (remote, state) = (uplink.remote, uplink.state);

@@ -21,6 +21,8 @@ const RULE: &str = "type='signal',interface='org.freedesktop.login1.Manager',mem
 const RECONNECT_DELAY: Duration = Duration::from_secs(10);
 /// The login manager has nothing to say when it has read its configuration again.
 const RELOAD_DELAY: Duration = Duration::from_secs(2);
+/// A system bus that does not answer keeps nobody from taking edgelet away.
+const FORGET_LIMIT: Duration = Duration::from_secs(10);
 /// What is left for the API to be told how the pods ended.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 const MESSAGE: &str = "Pod was terminated in response to imminent node shutdown.";
@@ -63,7 +65,8 @@ pub async fn forget() -> io::Result<bool> {
         let _ = std::fs::remove_dir(folder);
     }
     if config.bus.exists() {
-        reload(&mut Bus::connect(&config.bus).await?).await?;
+        let told = async { reload(&mut Bus::connect(&config.bus).await?).await };
+        tokio::time::timeout(FORGET_LIMIT, told).await.map_err(io::Error::from)??;
     }
     Ok(true)
 }

@@ -2,6 +2,7 @@
 //! the same connections, watches and replica, but its pods run in the fake runtime, and it has neither network nor
 //! proxy nor DNS.
 
+use super::joined::Ways;
 use super::joining::Joining;
 use super::{NodeLink, joined};
 use crate::client::uplink::State;
@@ -12,6 +13,7 @@ use crate::kubelet::Kubelet;
 use crate::pki::join_token::JoinToken;
 use crate::runtime::fake::FakeRuntime;
 use crate::supervise::Tree;
+use crate::sys::tpm::Tpm;
 use anyhow::Context;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
@@ -65,6 +67,8 @@ impl HollowNode {
         };
         let config = typed.in_cluster(facts).check()?;
         let mut tree = Tree::default();
+        // Hundreds of them have one TPM at most.
+        let ways = Ways { tpm: Tpm::at(&directory.join("no-tpm")), ..ways };
         let uplink = joined::connect(&config, &identity, &joined, ways, joining.clock, &mut tree).await?;
         let informers = uplink.link.informers.clone();
         let runtime = start(&config, uplink.link, &mut tree).await?;

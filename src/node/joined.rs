@@ -38,12 +38,14 @@ pub struct Ways {
     pub reach: Arc<dyn Reach>,
     /// Counts changes of addresses and routes.
     pub changed: watch::Receiver<u64>,
+    /// What keeps the replica's key, where there is one.
+    pub tpm: Tpm,
 }
 
 impl Ways {
     /// TCP, and what the kernel tells of its network.
     pub fn of_machine() -> Self {
-        Self { reach: Arc::new(Resolver::default()), changed: changes::follow() }
+        Self { reach: Arc::new(Resolver::default()), changed: changes::follow(), tpm: Tpm::of_board() }
     }
 }
 
@@ -74,7 +76,7 @@ pub async fn connect(
     clock: Clock,
     tree: &mut Tree,
 ) -> anyhow::Result<Uplink> {
-    let Ways { reach, changed } = ways;
+    let Ways { reach, changed, tpm } = ways;
     let remote = Remote::for_node(access(joined), reach, clock.clone()).context("use the node's keys")?;
     remote.keep_alive(Idle::default().limit())?;
     let (streams, kubelet) = mpsc::channel(STREAMS_LIMIT);
@@ -99,7 +101,7 @@ pub async fn connect(
     tree.spawn("certificate", renewing.run(states.clone(), tree.shutdown()));
     let client = Client::Remote(remote.clone());
     let link = NodeLink {
-        informers: informers(client.clone(), identity).await,
+        informers: informers(client.clone(), identity, tpm).await,
         client,
         streams: kubelet,
         relay,
@@ -112,10 +114,10 @@ pub async fn connect(
 }
 
 /// What the node sees is kept on its disk; without that it still works, but does not boot without the server.
-async fn informers(client: Client, identity: &NodeIdentity) -> Informers {
+async fn informers(client: Client, identity: &NodeIdentity, tpm: Tpm) -> Informers {
     let directory = identity.directory().to_owned();
     let open = move || {
-        let key = KeySource::bind(&directory.join("node.key"), &Tpm::of_board())?;
+        let key = KeySource::bind(&directory.join("node.key"), &tpm)?;
         let replica = Replica::open_or_new(&Replica::folder(&directory), &key)?;
         Ok::<_, ReplicaError>((replica, key.binding()))
     };

@@ -393,7 +393,7 @@ pub trait Runtime: Send + Sync {
     /// (`keep_logs`) after it.
     fn remove_sandbox<'a>(&'a self, pod_uid: &'a str, keep_logs: bool) -> Verb<'a, ()>;
 
-    /// Gives up what is kept for pods that are neither here nor listed: addresses and volumes.
+    /// Gives up what is kept for pods that are neither here nor listed: addresses, volumes and logs.
     fn retain<'a>(&'a self, pod_uids: &'a [String]) -> Verb<'a, ()>;
 
     /// The container's id. It does not run yet.

@@ -26,6 +26,7 @@ use edgelet::runtime::fake::FakeRuntime;
 use edgelet::scheduler;
 use edgelet::store::MemoryStore;
 use edgelet::supervise::Tree;
+use edgelet::sys::tpm::Tpm;
 use edgelet::tunnel::Tunnels;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
@@ -250,7 +251,11 @@ impl Board {
         let joined = identity.load().unwrap().expect("joined");
         time::restore(&identity, &joined.ca_pem, &self.clock);
         let (mut tree, changes) = (Tree::default(), watch::Sender::new(0));
-        let ways = joined::Ways { reach: Arc::new(self.line.clone()), changed: changes.subscribe() };
+        let ways = joined::Ways {
+            reach: Arc::new(self.line.clone()),
+            changed: changes.subscribe(),
+            tpm: Tpm::at(&self.folder.path().join("no-tpm")),
+        };
         let uplink = joined::connect(&config, &identity, &joined, ways, self.clock.clone(), &mut tree).await.unwrap();
         let NodeLink { client, informers, streams, relay: _, heartbeat, node_ips, trace, clock } = uplink.link;
         let kubelet_config = KubeletConfig {

@@ -21,6 +21,9 @@ pub enum SealedError {
     File(PathBuf, io::Error),
     #[error("{0} is damaged")]
     Damaged(PathBuf),
+    /// It may be there again at the next boot: of another kernel, or with the firmware set right.
+    #[error("unseal {0}: {1}; if this board has none for good, remove the file")]
+    Absent(PathBuf, TpmError),
     #[error("unseal {0}: {1}")]
     Tpm(PathBuf, TpmError),
     #[error(transparent)]
@@ -32,7 +35,7 @@ pub enum SealedError {
 impl SealedError {
     /// No later try will read it. Any other error may be gone at the next start, so nothing is given up for it.
     fn is_final(&self) -> bool {
-        matches!(self, Self::Damaged(_) | Self::Tpm(_, TpmError::Refused(_) | TpmError::Absent(_)))
+        matches!(self, Self::Damaged(_) | Self::Tpm(_, TpmError::Refused(_)))
     }
 }
 
@@ -43,7 +46,10 @@ pub fn unseal(file: &Path, tpm: &Tpm) -> Result<Option<Secret>, SealedError> {
         bytes => bytes.map_err(|error| SealedError::File(file.to_owned(), error))?,
     };
     let sealed = Sealed::from_bytes(&bytes).ok_or_else(|| SealedError::Damaged(file.to_owned()))?;
-    tpm.unseal(&sealed).map(Some).map_err(|error| SealedError::Tpm(file.to_owned(), error))
+    tpm.unseal(&sealed).map(Some).map_err(|error| match error {
+        TpmError::Absent(_) => SealedError::Absent(file.to_owned(), error),
+        error => SealedError::Tpm(file.to_owned(), error),
+    })
 }
 
 /// As `unseal`; seals a new secret when there is a TPM and none was sealed, or what was is lost for good. `None`:

@@ -345,7 +345,7 @@ impl Runtime for LibcontainerRuntime {
             let this = self.clone();
             blocking(move || {
                 let volumes = this.0.volumes.retain(&kept);
-                let logs = logs::retain(&this.0.config.log_directory, &kept);
+                let logs = logs::retain(&this.0.config.log_directory, &this.0.config.run_directory, &kept);
                 volumes.and(logs.map_err(|error| other(format!("remove logs: {error}"))))
             })
             .await

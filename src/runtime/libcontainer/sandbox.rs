@@ -2,7 +2,9 @@
 
 use super::connection::{Connection, Notice};
 use super::record::{self, ContainerRecord, PodPaths, SandboxRecord};
-use super::{Container, LibcontainerRuntime, Pod, PodState, binary, blocking, layers_directory, other, pods_directory};
+use super::{
+    Container, LibcontainerRuntime, Pod, PodState, binary, blocking, layers_directory, logs, other, pods_directory,
+};
 use crate::network::Attachment;
 use crate::runtime::shim::protocol::{Answer, Event, ExitRecord, Listed, Request, Sandbox, Target};
 use crate::runtime::{
@@ -132,7 +134,7 @@ impl LibcontainerRuntime {
             std::fs::create_dir_all(directory)?;
         }
         record::save(&paths.record(), record)?;
-        super::logs::make(&self.pod_logs(&record.config.pod))?;
+        logs::make(&self.pod_logs(&record.config.pod), &self.0.config.run_directory)?;
         let listener = seqpacket::listen(&paths.socket())?;
         let log = paths.directory.join("shim.log");
         binary::start_shim(&self.0.binary, uid, &log, listener, &self.0.shim_cgroup)?;
@@ -392,9 +394,16 @@ impl LibcontainerRuntime {
 
     pub(super) async fn remove_pod(&self, uid: &str, keep_logs: bool) -> Result<()> {
         let Ok(pod) = self.pod(uid) else {
-            // Its volumes may have been made before its sandbox was to be.
-            let (volumes, uid) = (self.0.volumes.clone(), uid.to_owned());
-            return blocking(move || volumes.remove(&uid)).await;
+            // Its volumes may have been made before its sandbox was to be; its logs outlived a reboot.
+            let (this, uid) = (self.clone(), uid.to_owned());
+            return blocking(move || {
+                let volumes = this.0.volumes.remove(&uid);
+                let config = &this.0.config;
+                let logs =
+                    if keep_logs { Ok(()) } else { logs::remove(&config.log_directory, &config.run_directory, &uid) };
+                volumes.and(logs.map_err(|error| other(format!("remove logs: {error}"))))
+            })
+            .await;
         };
         let _turn = pod.turn.lock().await;
         let stopped = self.take_down(&pod).await;

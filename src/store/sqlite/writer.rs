@@ -3,6 +3,7 @@
 
 use super::database::{Database, Row};
 use super::queue::Queue;
+use crate::clock::monotonic;
 use crate::store::cache::{Cache, plan};
 use crate::store::{Durability, Entry, Event, StoreError, Write, splice};
 use std::collections::{BTreeSet, HashMap};
@@ -19,7 +20,7 @@ const BATCH_LIMIT_BYTES: usize = 1024 * 1024;
 const LAZY_LIMIT_BYTES: usize = 1024 * 1024;
 /// After so much was written, what the burst has left free is given back to the kernel …
 const GIVE_BACK_BYTES: usize = 256 * 1024;
-/// … once nothing was written for so long.
+/// … once nothing durable was written for so long.
 const GIVE_BACK_QUIET: Duration = Duration::from_secs(2);
 
 type Answer<T> = oneshot::Sender<Result<T, StoreError>>;
@@ -45,8 +46,9 @@ pub(super) struct Writer {
     /// Keys whose last state is in memory only.
     lazy: BTreeSet<Box<str>>,
     lazy_bytes: usize,
-    /// Written since memory was last given back.
+    /// Durable bytes written since memory was last given back, and when the last of them were.
     burst_bytes: usize,
+    busy_at: Instant,
 }
 
 /// However the writer ends, by a panic too, nobody may go on waiting for it.
@@ -81,6 +83,10 @@ impl Batch {
         }
     }
 
+    fn is_durable(&self) -> bool {
+        self.writes.iter().any(|write| write.durability == Durability::Durable)
+    }
+
     fn is_full(&self) -> bool {
         self.writes.len() >= BATCH_LIMIT || self.bytes >= BATCH_LIMIT_BYTES || self.close.is_some()
     }
@@ -100,7 +106,16 @@ struct Plan {
 impl Writer {
     pub fn new(database: Database, cache: Arc<Cache>, queue: Arc<Queue>) -> Self {
         let newest = cache.revision();
-        Self { database, cache, queue, newest, lazy: BTreeSet::new(), lazy_bytes: 0, burst_bytes: 0 }
+        Self {
+            database,
+            cache,
+            queue,
+            newest,
+            lazy: BTreeSet::new(),
+            lazy_bytes: 0,
+            burst_bytes: 0,
+            busy_at: monotonic(),
+        }
     }
 
     pub fn run(mut self) {
@@ -110,7 +125,9 @@ impl Writer {
         while queue.wait(usual).is_some() {
             let mut batch = self.gather();
             usual = batch.writes.len();
-            self.burst_bytes += batch.bytes;
+            if batch.is_durable() {
+                (self.burst_bytes, self.busy_at) = (self.burst_bytes + batch.bytes, monotonic());
+            }
             let close = batch.close.take();
             self.commit(batch);
             if let Some(answer) = close {
@@ -122,14 +139,20 @@ impl Writer {
             if let Err(error) = self.database.checkpoint(queue.is_empty()) {
                 tracing::warn!(%error, "checkpoint failed; the log grows until the next one");
             }
-            if self.burst_bytes >= GIVE_BACK_BYTES && queue.is_quiet_for(GIVE_BACK_QUIET) {
-                crate::sys::memory::give_back();
-                self.burst_bytes = 0;
-            }
+            self.give_back();
         }
         queue.close();
         if let Err(error) = self.finish() {
             tracing::error!(%error, "closing the store failed");
+        }
+    }
+
+    /// Leases are renewed all the time in a large fleet: lazy writes neither make a burst nor keep one going.
+    fn give_back(&mut self) {
+        let is_over = || self.queue.is_quiet_for(GIVE_BACK_QUIET.saturating_sub(self.busy_at.elapsed()));
+        if self.burst_bytes >= GIVE_BACK_BYTES && is_over() {
+            crate::sys::memory::give_back();
+            self.burst_bytes = 0;
         }
     }
 

@@ -84,6 +84,9 @@ impl Tpm {
             // Nobody listens any more when it took too long.
             let _ = done.send(Device::open(&path).and_then(|mut device| task(&mut device)));
         })?;
-        outcome.recv_timeout(TASK_LIMIT).unwrap_or(Err(TpmError::Silent(TASK_LIMIT)))
+        outcome.recv_timeout(TASK_LIMIT).unwrap_or_else(|error| match error {
+            mpsc::RecvTimeoutError::Timeout => Err(TpmError::Silent(TASK_LIMIT)),
+            mpsc::RecvTimeoutError::Disconnected => Err(io::Error::other("the thread that asked it panicked").into()),
+        })
     }
 }
