@@ -70,6 +70,9 @@ pub struct Peer {
     pub on_link: Option<(Ipv4Addr, u32)>,
     /// The peer's end of the WireGuard device: kept whatever the way is, since the peer may choose it.
     pub tunnel: Option<Tunnel>,
+    /// What the node itself sends to the peer goes by the relay, where there is one, whatever way its pods' packets
+    /// take: the peer may ask that way.
+    pub relays_own: bool,
 }
 
 /// What is wanted of the kernel.
@@ -162,8 +165,10 @@ fn routes(layout: &Layout, wanted: &Wanted, devices: Devices) -> BTreeSet<Route>
         // Tried on the link, where the peer is there; else through the tunnel.
         let tunnel = devices.wireguard.filter(|_| peer.tunnel.is_some()).map(|link| (link, None));
         let probe = peer.on_link.map(|(to, link)| (link, Some(to))).or(tunnel);
-        let (to, source) = (Cidr::new(probe_address(peer.pods), 32), Some(probe_address(layout.pods)));
-        routes.extend(probe.map(|(link, via)| Route { to, link, via, source }));
+        let (to, probing) = (Cidr::new(probe_address(peer.pods), 32), Some(probe_address(layout.pods)));
+        routes.extend(probe.map(|(link, via)| Route { to, link, via, source: probing }));
+        let relay = devices.relay.filter(|_| peer.relays_own);
+        routes.extend(relay.map(|link| Route { to: Cidr::new(gateway(peer.pods), 32), link, via: None, source }));
     }
     routes
 }
@@ -420,7 +425,7 @@ mod tests {
     fn routes_follow_the_ways() {
         let to = Ipv4Addr::new(192, 168, 1, 9);
         let pods: Cidr = "10.42.9.0/24".parse().unwrap();
-        let peer = |way, on_link| Peer { pods, way, on_link, tunnel: None };
+        let peer = |way, on_link| Peer { pods, way, on_link, tunnel: None, relays_own: false };
         let tunnel = Tunnel { key: [1; 32], endpoint: None, keepalive_s: 0, pods };
         let plain = Some((to, 7));
         let refusal = "10.42.0.0/16 0 - -";
@@ -446,6 +451,8 @@ mod tests {
             (vec![peer(Some(Way::Relay), None)], None, vec![refusal, "10.42.9.0/24 8 - 10.42.3.1"]),
             // No device, no route: the refusal answers.
             (vec![peer(Some(Way::Vxlan { to }), None)], None, vec![refusal]),
+            // A peer that has given up every other way asks through the server, and is answered.
+            (vec![Peer { relays_own: true, ..peer(None, None) }], None, vec![refusal, "10.42.9.1/32 8 - 10.42.3.1"]),
         ];
         for (peers, vxlan, expected) in cases {
             let wanted = Wanted { mtu: 1450, peers, ..Wanted::default() };

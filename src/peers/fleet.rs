@@ -2,7 +2,9 @@
 
 use super::fact::{self, Notice, Peer};
 use super::paths::{Line, Paths};
-use super::plan::{Abilities, Choice, Known, Mode, State, choose, clashes, mtu, needs_wireguard, on_link, tunnel};
+use super::plan::{
+    Abilities, Choice, Known, Mode, State, choose, clashes, is_sealed, mtu, needs_wireguard, on_link, tunnel,
+};
 use super::trial::{Nonce, Trial, Verdict};
 use crate::api::view::node::Node;
 use crate::network::ipam::Cidr;
@@ -88,6 +90,13 @@ impl Member {
 
     fn is_relayed(&self) -> bool {
         self.choice.as_ref().is_some_and(|choice| choice.way == Some(Way::Relay))
+    }
+
+    /// Until a way works, or where it is the relay, questions of the peer that came through the server are answered there:
+    /// what the two try first differs, and a way that is being tried may lead nowhere.
+    fn relays_own(&self, mode: Mode) -> bool {
+        let is_settled = self.choice.as_ref().is_none_or(|choice| choice.state == State::Works);
+        mode == Mode::Auto && !is_sealed(mode, &self.peer) && !is_settled && !self.is_relayed()
     }
 
     /// The relay was given up, and it is time to try it again should nothing else pass.
@@ -249,7 +258,13 @@ impl Fleet {
         let way = member.choice.as_ref().and_then(|choice| choice.way.clone());
         let on_link = on_link(self.mode, &member.peer, &member.reach);
         let tunnel = wireguard_port.and_then(|port| tunnel(&member.peer, &member.known(), port));
-        (!clashes).then_some(peers::Peer { pods: member.peer.pods, way, on_link, tunnel })
+        (!clashes).then_some(peers::Peer {
+            pods: member.peer.pods,
+            relays_own: member.relays_own(self.mode),
+            way,
+            on_link,
+            tunnel,
+        })
     }
 
     /// This node's address as its peers know it; if the machine has lost that, what the kernel uses towards them.
@@ -519,6 +534,73 @@ mod tests {
             story.go_on(300, |_| true);
             assert_eq!(story.take_asked(), soon, "{from} again");
         }
+    }
+
+    /// A node's peers, and what its kernel can.
+    struct End(Fleet, Abilities);
+
+    impl End {
+        /// One peer, that no route leads to.
+        fn new(own: &str, other: &str, peers_key: Option<[u8; 32]>, gave_up: bool) -> Self {
+            let now = Instant::now();
+            let mut fleet = Fleet::new("here", own.parse().unwrap(), Mode::Auto);
+            let notice = Notice { key: peers_key, ..Notice::default() };
+            let peer = Peer { pods: other.parse().unwrap(), address: Some(BOARD), is_ready: true, notice };
+            let mut member = Member::new(peer, now);
+            for trial in [&mut member.plain, &mut member.address, &mut member.relay] {
+                while gave_up && trial.verdict != Verdict::Lost {
+                    trial.turn([0; 16], now);
+                }
+            }
+            fleet.members.insert("there".into(), member);
+            Self(fleet, Abilities { vxlan: true, wireguard: peers_key.is_some(), relay: true })
+        }
+
+        /// What it sends to the peer goes through the server.
+        fn sends_by_relay(&self) -> bool {
+            let peer = &self.0.wanted(1, Some(2), true).peers[0];
+            peer.way == Some(Way::Relay) || peer.relays_own
+        }
+
+        /// Asks what is due; only the relay carries anything.
+        fn ask(&mut self, other: &mut Self, now: Instant, nonces: &Cell<u64>) {
+            self.0.decide(self.1);
+            other.0.decide(other.1);
+            let nonce = || {
+                nonces.set(nonces.get() + 1);
+                Some(u128::from(nonces.get()).to_le_bytes())
+            };
+            for (to, _, nonce) in self.0.questions(now, nonce) {
+                if to == gateway(other.0.pods) && self.sends_by_relay() && other.sends_by_relay() {
+                    other.0.asked_by(gateway(self.0.pods), now);
+                    self.0.hear(nonce, true, now);
+                }
+            }
+        }
+
+        fn is_relayed(&self) -> bool {
+            let paths = self.0.paths();
+            (paths.peers[0].way.as_str(), paths.peers[0].state.as_str()) == ("relay", "works")
+        }
+    }
+
+    /// Whether a board and its server, which has a key of the board and tries WireGuard first, find the relay.
+    fn meet(board_gave_up: bool, server_gave_up: bool, for_s: u64) -> bool {
+        let mut board = End::new("10.42.1.0/24", "10.42.0.0/24", None, board_gave_up);
+        let mut server = End::new("10.42.0.0/24", "10.42.1.0/24", Some([1; 32]), server_gave_up);
+        let (start, nonces) = (Instant::now(), Cell::new(0));
+        (0..for_s * 20).map(|tick| start + Duration::from_millis(tick * 50)).any(|now| {
+            board.ask(&mut server, now, &nonces);
+            server.ask(&mut board, now, &nonces);
+            board.is_relayed() && server.is_relayed()
+        })
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn two_that_try_different_ways_first_meet_at_the_relay() {
+        assert!(meet(false, false, 20), "while one still tries a tunnel, the other is answered");
+        assert!(meet(true, true, 40), "both gave up, and ask again at the same time");
+        assert!(meet(true, false, 60) && meet(false, true, 60), "one gave up before the other began");
     }
 
     #[tokio::test(start_paused = true)]
