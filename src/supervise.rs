@@ -6,6 +6,7 @@
 pub mod notify;
 
 use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use notify::Notifier;
 use std::convert::Infallible;
 use std::fmt::Display;
@@ -15,6 +16,12 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
+
+/// Starts a task on tokio. Its future is boxed: what tokio needs around a task is then made once per result, not once
+/// per place that starts one.
+pub fn spawn<T: Send + 'static>(task: impl Future<Output = T> + Send + 'static) -> JoinHandle<T> {
+    tokio::spawn(task.boxed())
+}
 
 /// A signal that the process is to end; cheap to clone and to wait for.
 #[derive(Clone, Debug)]
@@ -68,16 +75,8 @@ impl Tree {
         name: &'static str,
         task: impl Future<Output = Result<(), E>> + Send + 'static,
     ) {
-        let lost = self.lost.clone();
-        let watched = async move {
-            match AssertUnwindSafe(task).catch_unwind().await {
-                Ok(Ok(())) => return,
-                Ok(Err(error)) => tracing::error!(task = name, %error, "task failed"),
-                Err(_) => tracing::error!(task = name, "task panicked and cannot be started again"),
-            }
-            lost.send_modify(|first| *first = first.or(Some(name)));
-        };
-        self.tasks.push((name, tokio::spawn(watched)));
+        let failing = async move { task.await.map_err(|error| error.to_string()) };
+        self.tasks.push((name, tokio::spawn(watched(name, failing.boxed(), self.lost.clone()))));
     }
 
     /// Waits until a task has panicked that cannot be made again, or has failed; its name.
@@ -105,7 +104,7 @@ impl Tree {
             loop {
                 // A set, so that the task ends with this one when it is aborted.
                 let mut task = JoinSet::new();
-                task.spawn(make());
+                task.spawn(make().boxed());
                 match task.join_next().await {
                     Some(Err(error)) if error.is_panic() => {
                         tracing::error!(task = name, "task panicked; starting it again");
@@ -156,6 +155,20 @@ impl Tree {
             }
         }
     }
+}
+
+/// Runs a task and says so when it was lost.
+async fn watched(
+    name: &'static str,
+    task: BoxFuture<'static, Result<(), String>>,
+    lost: Arc<watch::Sender<Option<&'static str>>>,
+) {
+    match AssertUnwindSafe(task).catch_unwind().await {
+        Ok(Ok(())) => return,
+        Ok(Err(error)) => tracing::error!(task = name, %error, "task failed"),
+        Err(_) => tracing::error!(task = name, "task panicked and cannot be started again"),
+    }
+    lost.send_modify(|first| *first = first.or(Some(name)));
 }
 
 #[cfg(test)]

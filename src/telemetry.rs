@@ -6,9 +6,12 @@ use jiff::Timestamp;
 use std::collections::{HashMap, VecDeque};
 use std::io::IsTerminal;
 use std::sync::{Mutex, MutexGuard};
+use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::format::{Compact, Format, Writer};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, format};
+use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::util::SubscriberInitExt;
 
 /// Pods whose steps are remembered; the oldest is forgotten first.
 const TRACED_PODS_LIMIT: usize = 512;
@@ -115,18 +118,22 @@ impl Trace {
     }
 }
 
-/// Starts logging to standard error; `RUST_LOG` selects, `info` is the default. The journal keeps the time and
+/// Starts logging to standard error; `RUST_LOG` selects by level and target (`info`, `edgelet::kubelet=debug,warn`). The journal keeps the time and
 /// shows levels itself: it gets lines with a priority and nothing else.
 pub fn init(default_filter: &str) {
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default_filter));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    // A second call in one process (tests) keeps the first subscriber.
+    let asked = std::env::var("RUST_LOG").ok().filter(|asked| !asked.is_empty());
+    let filter = asked.as_deref().unwrap_or(default_filter).parse::<Targets>();
+    let log = tracing_subscriber::fmt().with_max_level(tracing::Level::TRACE).with_writer(std::io::stderr);
+    // What cannot be read is said once there is a log. A second call in one process (tests) keeps the first subscriber.
+    let chosen = filter.as_ref().ok().cloned().unwrap_or_else(|| Targets::new().with_default(tracing::Level::INFO));
     let _ = if into_journal() {
-        log.with_ansi(false).event_format(JournalFormat::default()).try_init()
+        log.with_ansi(false).event_format(JournalFormat::default()).finish().with(chosen).try_init()
     } else {
-        log.with_ansi(std::io::stderr().is_terminal()).try_init()
+        log.with_ansi(std::io::stderr().is_terminal()).finish().with(chosen).try_init()
     };
+    if let Err(error) = filter {
+        tracing::warn!(%error, "RUST_LOG is not of the form `info` or `edgelet::kubelet=debug,warn`");
+    }
 }
 
 /// systemd names the journal's stream by device and inode; a redirected standard error is another one.

@@ -7,7 +7,7 @@ use crate::api::scheme::openapi::{self, Document};
 use crate::api::status::Result;
 use axum::body::Body;
 use axum::response::Response;
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use flate2::read::GzDecoder;
 use futures_util::stream;
 use http::header::{ACCEPT, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, ETAG, IF_NONE_MATCH, LOCATION, VARY};
@@ -77,11 +77,11 @@ fn send(call: &Call, document: &'static Document, content_type: &'static str) ->
         *response.status_mut() = StatusCode::NOT_MODIFIED;
         response
     } else if gzip {
-        let mut response = respond::raw(StatusCode::OK, content_type, Bytes::from_static(document.gzip));
+        let mut response = respond::raw(StatusCode::OK, content_type, document.gzip());
         response.headers_mut().insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
         response
     } else {
-        respond::stream(content_type, inflated(document.gzip))
+        respond::stream(content_type, inflated(document.gzip()))
     };
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
@@ -90,8 +90,8 @@ fn send(call: &Call, document: &'static Document, content_type: &'static str) ->
     response
 }
 
-fn inflated(gzip: &'static [u8]) -> Body {
-    let chunks = stream::unfold(GzDecoder::new(gzip), |mut decoder| async move {
+fn inflated(gzip: Bytes) -> Body {
+    let chunks = stream::unfold(GzDecoder::new(gzip.reader()), |mut decoder| async move {
         let mut chunk = vec![0; CHUNK_BYTES];
         let length = decoder.read(&mut chunk).expect("the data was compressed at build time");
         chunk.truncate(length);

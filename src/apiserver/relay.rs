@@ -13,7 +13,7 @@ pub fn answer(server: &ApiServer, mut call: Call) -> Result<Response> {
     let switch = server.0.relays.get().ok_or_else(Status::page_not_found)?.clone();
     let (upgraded, response) = switch_protocols(&mut call, PATH, PROTOCOL)?;
     let (shutdown, mut authorities) = (server.shutdown(), server.pki().changes());
-    tokio::spawn(async move {
+    crate::supervise::spawn(async move {
         let Some(io) = upgraded.await else { return };
         tracing::debug!(node, "a node sends packets through this server");
         let ending = async {

@@ -36,7 +36,7 @@ pub async fn answer(server: &ApiServer, mut call: Call) -> Result<Response> {
     let (upgraded, response) = switch_protocols(&mut call, PATH, PROTOCOL)?;
     let (server, guest) = (server.clone(), Guest { node, user: call.user, peer: call.peer });
     renew(&server, &guest).await?;
-    tokio::spawn(async move {
+    crate::supervise::spawn(async move {
         let Some(io) = upgraded.await else { return };
         match server::open(io).await {
             Ok(tunnel) => serve(&server, tunnel, &guest).await,

@@ -169,7 +169,7 @@ fn end_asked() -> anyhow::Result<watch::Receiver<bool>> {
     let mut interrupted = signal(SignalKind::interrupt()).context("watch for SIGINT")?;
     let mut terminated = signal(SignalKind::terminate()).context("watch for SIGTERM")?;
     let (tell, asked) = watch::channel(false);
-    tokio::spawn(async move {
+    crate::supervise::spawn(async move {
         loop {
             tokio::select! {
                 _ = interrupted.recv() => {}

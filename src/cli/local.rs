@@ -93,7 +93,7 @@ impl Local {
         let stream = tokio::net::UnixStream::connect(&socket).await;
         let stream = stream.with_context(|| format!("connect to {} (does edgelet run here?)", socket.display()))?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-        tokio::spawn(connection);
+        crate::supervise::spawn(connection);
         let request =
             http::Request::get(path).header(http::header::HOST, "kubelet").body(Empty::<bytes::Bytes>::new())?;
         let response = sender.send_request(request).await.context("ask the kubelet")?;

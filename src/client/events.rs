@@ -85,7 +85,7 @@ impl EventRecorder {
     /// `component` as upstream names it (`kubelet`, `default-scheduler`); `host` is the node's name or empty.
     pub fn new(client: Client, clock: Clock, component: &'static str, host: &str) -> Self {
         let (queue, reports) = mpsc::channel(QUEUE_LIMIT);
-        tokio::spawn(write_all(client, clock, Source { component, host: host.to_owned() }, reports));
+        crate::supervise::spawn(write_all(client, clock, Source { component, host: host.to_owned() }, reports));
         Self { queue }
     }
 

@@ -388,7 +388,7 @@ impl Informers {
         let make = || {
             let informer = Informer::new(resource);
             let (client, sink) = (self.client.clone(), informer.inner.clone());
-            let task = tokio::spawn(follow(client, resource, scope.clone(), sink, self.replica.clone()));
+            let task = crate::supervise::spawn(follow(client, resource, scope.clone(), sink, self.replica.clone()));
             Followed { informer, task: task.abort_handle() }
         };
         shared.entry((resource, scope.clone())).or_insert_with(make).informer.clone()

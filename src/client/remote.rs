@@ -251,7 +251,7 @@ impl Remote {
         let broke = |error: hyper::Error| Status::unavailable(format!("speak to the server: {error}"));
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broke)?;
-        tokio::spawn(connection.with_upgrades());
+        crate::supervise::spawn(connection.with_upgrades());
         let request = http::Request::get(path)
             .header(http::header::HOST, authority)
             .header(http::header::CONNECTION, "Upgrade")

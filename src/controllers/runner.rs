@@ -72,10 +72,10 @@ pub async fn run(
         }
     }
     for source in sources {
-        tasks.spawn(feed(source, queue.clone()));
+        tasks.spawn(feed(source, queue.clone()).boxed());
     }
     for _ in 0..workers {
-        tasks.spawn(work(name, controller.clone(), queue.clone()));
+        tasks.spawn(work(name, controller.clone(), queue.clone()).boxed());
     }
     // The tasks are aborted when the set is dropped.
     shutdown.requested().await;

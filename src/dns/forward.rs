@@ -70,7 +70,7 @@ impl Forwarder {
         let flight = flight.boxed().shared();
         in_flight.insert(key, flight.clone());
         // Driven to its end even if everybody who waits gives up: it frees its place.
-        tokio::spawn(flight.clone());
+        crate::supervise::spawn(flight.clone());
         Some(flight)
     }
 

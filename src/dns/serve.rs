@@ -55,7 +55,7 @@ impl Server {
                 }
                 (_, Ok(permit)) => {
                     let (server, socket) = (self.clone(), socket.clone());
-                    tokio::spawn(async move {
+                    crate::supervise::spawn(async move {
                         let reply = server.settle(&asked).await;
                         let _ = socket.send_to(&encode(&asked.request, reply, limit), from).await;
                         drop(permit);
@@ -78,7 +78,7 @@ impl Server {
                 continue;
             };
             let server = self.clone();
-            tokio::spawn(async move {
+            crate::supervise::spawn(async move {
                 // The peer's end, its silence or its nonsense: the stream is over.
                 let _ = server.stream(stream, from.ip()).await;
                 drop(place);

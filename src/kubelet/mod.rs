@@ -54,6 +54,7 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use dns::{ClusterDns, ResolvConf};
 use fence::{Fence, Server};
+use futures_util::FutureExt;
 use jiff::Timestamp;
 use plan::Verdict;
 use references::{Key, References};
@@ -474,7 +475,7 @@ impl Fleet {
     fn remove_orphans(&mut self, wanted: &[String]) {
         let orphans = self.known.extract_if(|uid, _| !wanted.contains(uid));
         for (_, sandbox) in orphans {
-            self.tasks.spawn(self.kubelet.clone().remove_orphan(sandbox));
+            self.tasks.spawn(self.kubelet.clone().remove_orphan(sandbox).boxed());
         }
     }
 
@@ -504,7 +505,7 @@ impl Fleet {
         let (sentence, sentenced) = watch::channel(verdict);
         let orders = worker::Orders { changes: receiver, sentence: sentenced, wake: wake.clone() };
         let worker = worker::run(self.kubelet.clone(), uid.clone(), orders, sandbox, delay);
-        let task = self.tasks.spawn(worker);
+        let task = self.tasks.spawn(worker.boxed());
         self.uids.insert(task.id(), uid.clone());
         self.handles.insert(uid, Handle { changes, sentence, wake });
     }

@@ -89,7 +89,7 @@ impl References {
             };
             let follower = Follower(held.clone());
             let following = follow(self.client.clone(), key.resource, scope, follower, self.replica.clone());
-            let task = tokio::spawn(following);
+            let task = crate::supervise::spawn(following);
             Held { state: watch::Sender::new(State::Unknown), wakes: Mutex::default(), task: task.abort_handle() }
         })
     }

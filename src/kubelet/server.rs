@@ -14,6 +14,7 @@ use crate::sys::Stream;
 use crate::tunnel::{Streams, frames};
 use axum::body::Body;
 use bytes::Bytes;
+use futures_util::FutureExt;
 use http::header::{CONNECTION, CONTENT_TYPE, UPGRADE};
 use http::{Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
@@ -39,7 +40,7 @@ pub async fn serve(kubelet: Arc<Kubelet>, mut streams: Streams, shutdown: Shutdo
         tokio::select! {
             () = shutdown.requested() => return,
             Some(stream) = streams.recv(), if tasks.len() < STREAMS_LIMIT => {
-                tasks.spawn(serve_stream(kubelet.clone(), stream));
+                tasks.spawn(serve_stream(kubelet.clone(), stream).boxed());
             }
             Some(_) = tasks.join_next() => {}
             else => return,
@@ -172,7 +173,7 @@ async fn logs(
     let path = kubelet.runtime.log_path(&super::container::pod_ref(&pod), container, chosen.attempt);
     let owner = (pod.metadata.uid.clone(), chosen.id.clone());
     let (sender, receiver) = mpsc::channel::<Bytes>(QUEUE_LIMIT);
-    tokio::spawn(async move {
+    crate::supervise::spawn(async move {
         if let Err(error) = log::send(kubelet, path, options, owner, sender).await {
             tracing::debug!(%error, "log stream ended early");
         }
@@ -226,7 +227,7 @@ async fn run(
     let session =
         if attach { kubelet.runtime.attach(&id, wanted).await } else { kubelet.runtime.exec(&id, wanted).await };
     let upgrade = hyper::upgrade::on(&mut request);
-    tokio::spawn(async move {
+    crate::supervise::spawn(async move {
         let Ok(stream) = upgrade.await else { return };
         match session {
             Ok(session) => session_frames(session, attach, TokioIo::new(stream)).await,
@@ -370,7 +371,7 @@ async fn port_forward(
     let port = port.ok_or_else(|| (StatusCode::BAD_REQUEST, "query parameter \"port\" is required".to_owned()))?;
     let pod = find_pod(&kubelet, namespace, name)?;
     let upgrade = hyper::upgrade::on(&mut request);
-    tokio::spawn(async move {
+    crate::supervise::spawn(async move {
         if let Ok(stream) = upgrade.await {
             forward(&kubelet, &pod, port, TokioIo::new(stream)).await;
         }

@@ -18,8 +18,8 @@ pub fn follow() -> watch::Receiver<u64> {
             return receiver;
         }
     };
-    tokio::spawn(connection);
-    tokio::spawn(async move {
+    crate::supervise::spawn(connection);
+    crate::supervise::spawn(async move {
         while let Some((message, _)) = messages.next().await {
             if let NetlinkPayload::InnerMessage(message) = message.payload
                 && matters(&message)

@@ -397,7 +397,7 @@ impl Network {
         }
         // Weak: a network that ends takes its claim on the tables with it at once.
         let network = Arc::downgrade(&self.0);
-        tokio::spawn(async move {
+        crate::supervise::spawn(async move {
             tokio::time::sleep(SAVE_DELAY).await;
             let Some(network) = network.upgrade().map(Network) else { return };
             if !std::mem::replace(&mut network.state().save_pending, false) {

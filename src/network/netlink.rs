@@ -44,7 +44,7 @@ impl LinkEvents {
     pub fn open() -> Result<Self> {
         let opened = rtnetlink::new_multicast_connection(&[MulticastGroup::Link]);
         let (connection, _, messages) = opened.map_err(|source| super::kernel("watch", "links", source))?;
-        tokio::spawn(connection);
+        crate::supervise::spawn(connection);
         Ok(Self(Box::new(messages.map(|(message, _)| message))))
     }
 
@@ -69,7 +69,7 @@ impl NetworkEvents {
         let groups = [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv4Route];
         let opened = rtnetlink::new_multicast_connection(&groups);
         let (connection, _, messages) = opened.map_err(|source| super::kernel("watch", "addresses", source))?;
-        tokio::spawn(connection);
+        crate::supervise::spawn(connection);
         Ok(Self(Box::new(messages.map(|(message, _)| message))))
     }
 
@@ -139,7 +139,7 @@ impl Netlink {
         let opened = rtnetlink::new_connection().map_err(|source| super::kernel("open", "netlink", source))?;
         let (connection, handle, _) = opened;
         // Ends when the last handle is dropped.
-        tokio::spawn(connection);
+        crate::supervise::spawn(connection);
         Ok(Self(handle))
     }
 

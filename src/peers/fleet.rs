@@ -257,7 +257,8 @@ impl Fleet {
         let clashes = member.peer.pods.overlaps(self.pods);
         let way = member.choice.as_ref().and_then(|choice| choice.way.clone());
         let on_link = on_link(self.mode, &member.peer, &member.reach);
-        let tunnel = wireguard_port.and_then(|port| tunnel(&member.peer, &member.known(), port));
+        let in_use = way == Some(Way::Wireguard);
+        let tunnel = wireguard_port.and_then(|port| tunnel(&member.peer, &member.known(), port, in_use));
         (!clashes).then_some(peers::Peer {
             pods: member.peer.pods,
             relays_own: member.relays_own(self.mode),

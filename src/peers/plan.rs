@@ -166,13 +166,14 @@ pub fn needs_wireguard(mode: Mode, peer: &Peer, known: &Known) -> bool {
     is_sealed(mode, peer) || (mode == Mode::Auto && is_far)
 }
 
-/// The peer's end of the tunnel, once it has a key.
-pub fn tunnel(peer: &Peer, known: &Known, port: u16) -> Option<Tunnel> {
+/// The peer's end of the tunnel, once it has a key. One that no packets take is not kept alive.
+pub fn tunnel(peer: &Peer, known: &Known, port: u16, in_use: bool) -> Option<Tunnel> {
     let key = peer.notice.key?;
     let external = peer.notice.external.filter(|_| known.address == Verdict::Lost || known.reach == Reach::Nowhere);
     let is_far = external.is_some() || peer.address.is_some_and(|ip| !is_private(ip));
     let endpoint = external.or(peer.address).map(|ip| SocketAddrV4::new(ip, port));
-    Some(Tunnel { key, endpoint, keepalive_s: if is_far { KEEPALIVE_S } else { 0 }, pods: peer.pods })
+    let keepalive_s = if is_far && in_use { KEEPALIVE_S } else { 0 };
+    Some(Tunnel { key, endpoint, keepalive_s, pods: peer.pods })
 }
 
 fn pick(options: Vec<(Way, Verdict)>, mut reasons: Vec<String>, trusted: bool) -> Choice {
@@ -312,12 +313,13 @@ mod tests {
             takes_vxlan: true,
             proven: true,
         };
-        let end = |address| {
-            tunnel(&peer, &known(address), 51820)
+        let end = |address, in_use| {
+            tunnel(&peer, &known(address), 51820, in_use)
                 .map(|tunnel| (tunnel.endpoint.unwrap().to_string(), tunnel.keepalive_s))
         };
-        assert_eq!(end(PASSES), Some(("192.168.7.9:51820".to_owned(), 0)));
-        assert_eq!(end(Verdict::Lost), Some(("203.0.113.9:51820".to_owned(), 25)));
+        assert_eq!(end(PASSES, true), Some(("192.168.7.9:51820".to_owned(), 0)));
+        assert_eq!(end(Verdict::Lost, true), Some(("203.0.113.9:51820".to_owned(), 25)));
+        assert_eq!(end(Verdict::Lost, false), Some(("203.0.113.9:51820".to_owned(), 0)), "nobody sends that way");
         assert!(!needs_wireguard(Mode::Auto, &peer, &known(PASSES)));
         assert!(needs_wireguard(Mode::Auto, &peer, &known(Verdict::Lost)));
     }

@@ -141,7 +141,7 @@ impl Http<'_> {
     ) -> Result<(u16, Option<String>, String), String> {
         let (mut sender, connection) =
             http1::handshake(TokioIo::new(stream)).await.map_err(|error| error.to_string())?;
-        let driver = tokio::spawn(connection);
+        let driver = crate::supervise::spawn(connection);
         let mut request = http::Request::get(path);
         let given = |name: &str| self.headers.iter().any(|(given, _)| given.eq_ignore_ascii_case(name));
         if !given("host") {
@@ -195,7 +195,7 @@ async fn grpc(names: &Resolver, host: &str, port: u16, service: &str) -> Result<
     let stream = connect(names, host, port).await.map_err(|error| failed(&error))?;
     let handshake = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await;
     let (mut sender, connection) = handshake.map_err(|error| failed(&error.to_string()))?;
-    let driver = tokio::spawn(connection);
+    let driver = crate::supervise::spawn(connection);
     let request = http::Request::post(format!("http://{place}{GRPC_METHOD}"))
         .header("Content-Type", "application/grpc")
         .header("TE", "trailers")

@@ -141,7 +141,7 @@ impl Switch {
             return;
         }
         let tunnels = self.0.tunnels.clone();
-        tokio::spawn(async move {
+        crate::supervise::spawn(async move {
             if let Err(error) = tunnels.knock(&node).await {
                 tracing::debug!(node, %error, "a node that packets are for is not there");
             }
@@ -219,7 +219,7 @@ impl Connect for Near {
         Box::pin(async {
             let (ours, theirs) = tokio::io::duplex(PIPE_BYTES);
             let (switch, node) = (self.switch.clone(), self.node.clone());
-            tokio::spawn(async move {
+            crate::supervise::spawn(async move {
                 if let Err(error) = switch.serve(theirs, &node).await {
                     tracing::debug!(%error, "the relay to this board ended");
                 }

@@ -1,6 +1,8 @@
 //! OpenAPI documents, compressed when edgelet was built: read-only data, no heap until one is sent.
 //! Definitions of CRDs are appended as further gzip members; the v2 protobuf merges so by itself.
 
+use bytes::Bytes;
+
 /// One document.
 #[derive(Debug)]
 pub struct Document {
@@ -8,7 +10,18 @@ pub struct Document {
     pub path: &'static str,
     /// Names the content: for ETags and for the `hash` parameter of v3.
     pub hash: &'static str,
-    pub gzip: &'static [u8],
+    /// One gzip member in all; documents have pieces in common.
+    pieces: &'static [&'static [u8]],
+}
+
+impl Document {
+    /// One gzip member (RFC 1952).
+    pub fn gzip(&self) -> Bytes {
+        match self.pieces {
+            [one] => Bytes::from_static(one),
+            pieces => pieces.concat().into(),
+        }
+    }
 }
 
 mod data {
@@ -45,13 +58,14 @@ pub fn v3_index(served: impl Fn(&str) -> bool) -> serde_json::Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use flate2::read::MultiGzDecoder;
+    use flate2::read::GzDecoder;
     use serde_json::Value;
     use std::io::Read;
 
     fn inflate(document: &Document) -> Vec<u8> {
         let mut out = Vec::new();
-        MultiGzDecoder::new(document.gzip).read_to_end(&mut out).expect("valid gzip");
+        // Not every client reads more than one member.
+        GzDecoder::new(&*document.gzip()).read_to_end(&mut out).expect("valid gzip");
         out
     }
 
@@ -100,7 +114,9 @@ mod tests {
     /// The budget of the binary: all documents together.
     #[test]
     fn documents_stay_small() {
-        let size: usize = v3().iter().chain([v2_json(), v2_protobuf()]).map(|one| one.gzip.len()).sum();
-        assert!(size < 900 << 10, "{size} bytes");
+        let pieces = v3().iter().chain([v2_json(), v2_protobuf()]).flat_map(|one| one.pieces);
+        let different: std::collections::BTreeMap<_, _> = pieces.map(|one| (one.as_ptr(), one.len())).collect();
+        let size: usize = different.values().sum();
+        assert!(size < 640 << 10, "{size} bytes");
     }
 }

@@ -119,7 +119,7 @@ async fn ask_node(server: &ApiServer, node: &str, request: Request<Full<Bytes>>)
 /// Runs what goes on after a switch of protocols, which is open as a request until then.
 fn go_on(call: &mut Call, streams: impl Future<Output = ()> + Send + 'static) {
     let open = call.open.take();
-    tokio::spawn(async move {
+    crate::supervise::spawn(async move {
         streams.await;
         drop(open);
     });
@@ -154,7 +154,7 @@ where
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await?;
-    tokio::spawn(async move {
+    crate::supervise::spawn(async move {
         // Its errors reach the reader of the body.
         let _ = connection.with_upgrades().await;
     });

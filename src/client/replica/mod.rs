@@ -249,7 +249,7 @@ impl Replica {
     /// Starts the task that writes, once; it ends with the last clone. Call it inside the runtime.
     pub fn start(&self) {
         if !self.0.started.swap(true, Ordering::Relaxed) {
-            tokio::spawn(write_all(Arc::downgrade(&self.0), self.0.wake.clone()));
+            crate::supervise::spawn(write_all(Arc::downgrade(&self.0), self.0.wake.clone()));
         }
     }
 

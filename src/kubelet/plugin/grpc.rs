@@ -50,7 +50,7 @@ impl Channel {
         let stream = connecting.await.map_err(io::Error::from).and_then(|done| done).map_err(failed)?;
         let (requests, connection) = h2::client::handshake(stream).await?;
         // It ends with the stream, at the latest when the channel is dropped.
-        let connection = tokio::spawn(async move { drop(connection.await) }).abort_handle();
+        let connection = crate::supervise::spawn(async move { drop(connection.await) }).abort_handle();
         Ok(Self { requests, connection })
     }
 

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::client::replica::with_status;
+use futures_util::FutureExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use tokio::net::UnixListener;
@@ -17,7 +18,7 @@ pub async fn listen(kubelet: Arc<Kubelet>, path: std::path::PathBuf, shutdown: S
         tokio::select! {
             () = shutdown.requested() => break,
             accepted = listener.accept(), if tasks.len() < STREAMS_LIMIT => match accepted {
-                Ok((stream, _)) => drop(tasks.spawn(serve_stream(kubelet.clone(), stream))),
+                Ok((stream, _)) => drop(tasks.spawn(serve_stream(kubelet.clone(), stream).boxed())),
                 Err(error) => {
                     // Too many open files, as a rule: some will be closed.
                     tracing::warn!(%error, "accept on the local socket");

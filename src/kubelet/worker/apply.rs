@@ -8,6 +8,7 @@ use super::super::probe::Kind;
 use super::super::{SharedPod, status};
 use super::*;
 use crate::runtime::{ImageStatus, RuntimeError};
+use futures_util::FutureExt;
 
 /// A deletion that the server does not answer is tried again after this at the latest.
 const DELETE_RETRY_LIMIT_S: i64 = 60;
@@ -22,15 +23,15 @@ impl Worker {
                     _ => self.memory.volumes = Preparation::InFlight,
                 }
                 self.memory.refresh_at = None;
-                self.tasks.spawn(job.publish_volumes());
+                self.tasks.spawn(job.publish_volumes().boxed());
             }
             Action::StartSandbox { replace } => {
                 self.memory.sandbox = Preparation::InFlight;
-                self.tasks.spawn(job.start_sandbox(replace));
+                self.tasks.spawn(job.start_sandbox(replace).boxed());
             }
             Action::EnsureImage { container } => {
                 self.memory.container_mut(&container).image.begin();
-                self.tasks.spawn(job.ensure_image(container));
+                self.tasks.spawn(job.ensure_image(container).boxed());
             }
             Action::StartContainer { container, attempt } => self.start(job, container, attempt, now),
             Action::StopContainer { id, container, grace_s, message } => {
@@ -38,16 +39,16 @@ impl Worker {
             }
             Action::RemoveContainer { id } => {
                 if self.removing.insert(id.clone()) {
-                    self.tasks.spawn(job.remove_container(id));
+                    self.tasks.spawn(job.remove_container(id).boxed());
                 }
             }
             Action::StopSandbox => {
                 self.memory.releasing = true;
-                self.tasks.spawn(job.stop_sandbox());
+                self.tasks.spawn(job.stop_sandbox().boxed());
             }
             Action::RemoveSandbox => {
                 self.memory.releasing = true;
-                self.tasks.spawn(job.remove_sandbox());
+                self.tasks.spawn(job.remove_sandbox().boxed());
             }
         }
     }
@@ -63,7 +64,7 @@ impl Worker {
         if let Some(ended_at) = ended_at {
             memory.backoff = Some(Backoff::next(memory.backoff, ended_at, now));
         }
-        self.tasks.spawn(job.start_container(container, attempt, image, pod_ips, volumes));
+        self.tasks.spawn(job.start_container(container, attempt, image, pod_ips, volumes).boxed());
     }
 
     /// When the newest instance of a container ended; `None`: it has not.
@@ -95,7 +96,7 @@ impl Worker {
         self.memory.container_mut(&container).operation = Some(Operation::Stopping { deadline });
         let grace = Duration::from_secs(grace_s.unsigned_abs());
         let verb = job.stop_container(container.clone(), id, grace, message, replaced.is_none(), pod_ip);
-        self.stops.insert(container, self.tasks.spawn(verb));
+        self.stops.insert(container, self.tasks.spawn(verb.boxed()));
     }
 
     pub(super) fn done(&mut self, done: Done) {

@@ -14,6 +14,7 @@ use crate::api::view::pod::Container;
 use crate::client::events::Type;
 use crate::runtime::ContainerStatus;
 use bytes::Bytes;
+use futures_util::FutureExt;
 use jiff::SignedDuration;
 use serde_json::Value;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -134,7 +135,7 @@ impl Worker {
         if let Some(pending) = &self.pending {
             self.writing = true;
             self.written = Some((pending.hash, now));
-            self.tasks.spawn(job.write_status(pending.status.clone()));
+            self.tasks.spawn(job.write_status(pending.status.clone()).boxed());
         }
     }
 
@@ -191,7 +192,7 @@ impl Worker {
         if pod.is_terminating() && settled && !self.deleting {
             self.deleting = true;
             let job = self.job(pod);
-            self.tasks.spawn(job.delete());
+            self.tasks.spawn(job.delete().boxed());
         }
     }
 
@@ -263,7 +264,7 @@ impl Worker {
             known,
             container,
         };
-        let task = tokio::spawn(probe::run(self.kubelet.clone(), watched, self.reports.0.clone()));
+        let task = crate::supervise::spawn(probe::run(self.kubelet.clone(), watched, self.reports.0.clone()));
         Probing { id: record.id.clone(), task: task.abort_handle() }
     }
 

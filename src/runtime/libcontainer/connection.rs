@@ -79,7 +79,7 @@ impl Connection {
             Arc::new(Shared { socket, next: AtomicU64::new(1), waiting: Mutex::default(), execs: Mutex::default() });
         let (open, closed) = watch::channel(());
         let reading = read(shared.clone(), notify);
-        let reader = tokio::spawn(async move {
+        let reader = crate::supervise::spawn(async move {
             reading.await;
             drop(open);
         });

@@ -114,7 +114,7 @@ impl LibcontainerRuntime {
         });
         let code = connection.expect_exec(&exec);
         // A task of its own: who gives up meanwhile (a probe's timeout) drops what comes of it, which kills it.
-        let launched = tokio::spawn(async move {
+        let launched = crate::supervise::spawn(async move {
             let descriptors: Vec<_> = stdio.iter().map(AsFd::as_fd).collect();
             match connection.call(request, &descriptors).await {
                 Ok((Answer::Executing { .. }, descriptors)) => {
@@ -315,7 +315,7 @@ async fn read_some(reader: &mut FdStream, output: &mut BytesMut) -> bool {
 /// Sets the terminal's size as it is told; ends with the session.
 fn resizer(terminal: OwnedFd) -> mpsc::Sender<(u16, u16)> {
     let (sender, mut sizes) = mpsc::channel(4);
-    tokio::spawn(async move {
+    crate::supervise::spawn(async move {
         while let Some((columns, rows)) = sizes.recv().await {
             let _ = process::set_window_size(&terminal, columns, rows);
         }

@@ -155,7 +155,7 @@ impl LibcontainerRuntime {
                 Notice::Event(Event::Exited { container, exit }) => runtime.container_exited(&pod, &container, &exit),
                 Notice::Event(Event::ExecExited { .. }) => {}
                 Notice::Lost => {
-                    tokio::spawn(async move { runtime.shim_lost(&pod).await });
+                    crate::supervise::spawn(async move { runtime.shim_lost(&pod).await });
                 }
             }
         };

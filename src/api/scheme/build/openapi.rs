@@ -6,44 +6,98 @@ use crate::facts::{Facts, Root};
 use crate::json::Json;
 use crate::protobuf::Message;
 use crate::schema::{Schema, Version, definitions, group_version_kind};
-use flate2::{Compression, GzBuilder};
+use flate2::{Compress, Compression, Crc, FlushCompress};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
-use std::io::Write as _;
 use std::path::Path;
 
 const TITLE: &str = "Kubernetes";
 const RELEASE: &str = "v1.36.2";
 const GVK: &str = "x-kubernetes-group-version-kind";
 
+/// Before deflated data (RFC 1952): no name, no time.
+const GZIP_HEADER: [u8; 10] = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 2, 0xff];
+
 /// Writes the documents and `openapi.rs`, which includes them.
 pub fn write(facts: &Facts, descriptions: &Descriptions, out: &Path) {
-    let mut rust = String::new();
     let packages = packages(facts);
     let v2 = definitions(facts, &packages, descriptions, Version::V2);
-    let save = |name: &str, content: &[u8]| {
-        std::fs::write(out.join(name), compress(content)).expect("OUT_DIR is writable");
-        let bytes = format!("include_bytes!(concat!(env!(\"OUT_DIR\"), \"/{name}\"))");
-        format!("Document {{ path: {{PATH}}, hash: \"{:016X}\", gzip: {bytes} }}", hash(content))
-    };
-    let json = save("openapi.v2.json.gz", v2_json(facts, &v2).to_string().as_bytes());
-    let protobuf = save("openapi.v2.pb.gz", &v2_protobuf(facts, &v2).0);
-    for (name, text) in [("V2_JSON", json), ("V2_PROTOBUF", protobuf)] {
-        let text = text.replace("{PATH}", "\"v2\"");
-        writeln!(rust, "pub static {name}: Document = {text};").expect("strings grow");
+    let mut writer = Writer { out, rust: String::new() };
+    for (name, content) in
+        [("V2_JSON", v2_json(facts, &v2).to_string().into_bytes()), ("V2_PROTOBUF", v2_protobuf(facts, &v2).0)]
+    {
+        let gzip = [GZIP_HEADER.to_vec(), deflate(&content, FlushCompress::Finish), gzip_trailer(&content)].concat();
+        let piece = writer.piece(&format!("{}.gz", name.to_lowercase()), &gzip);
+        let document = document("v2", &content, &[piece]);
+        writeln!(writer.rust, "pub static {name}: Document = {document};").expect("strings grow");
     }
-    let v3 = definitions(facts, &packages, descriptions, Version::V3);
+    let documents = v3_documents(facts, &definitions(facts, &packages, descriptions, Version::V3), &mut writer);
+    writeln!(writer.rust, "pub static V3: [Document; {}] = [{}];", documents.len(), documents.join(","))
+        .expect("strings grow");
+    std::fs::write(out.join("openapi.rs"), writer.rust).expect("OUT_DIR is writable");
+}
+
+struct Writer<'a> {
+    out: &'a Path,
+    rust: String,
+}
+
+impl Writer<'_> {
+    /// The Rust expression for a file with this content.
+    fn piece(&mut self, name: &str, content: &[u8]) -> String {
+        std::fs::write(self.out.join(name), content).expect("OUT_DIR is writable");
+        format!("include_bytes!(concat!(env!(\"OUT_DIR\"), \"/{name}\"))")
+    }
+}
+
+fn document(path: &str, content: &[u8], pieces: &[String]) -> String {
+    format!("Document {{ path: {path:?}, hash: \"{:016X}\", pieces: &[{}] }}", hash(content), pieces.join(","))
+}
+
+/// Schemas that the same documents have are compressed once, and stand in each of them: as blocks of deflate that look
+/// back at nothing before them. A document's own schemas come last.
+fn v3_documents(facts: &Facts, definitions: &BTreeMap<String, Schema>, writer: &mut Writer) -> Vec<String> {
     let versions: BTreeSet<(&str, &str)> = facts.roots.iter().map(|one| (&*one.group, &*one.version)).collect();
-    writeln!(rust, "pub static V3: [Document; {}] = [", versions.len()).expect("strings grow");
-    for (group, version) in versions {
-        let path = prefix(group, version);
-        let roots: Vec<&Root> = facts.roots.iter().filter(|one| one.group == group && one.version == version).collect();
-        let name = format!("openapi.v3.{}.json.gz", path.replace('/', "."));
-        let text = save(&name, v3_json(&roots, &v3).to_string().as_bytes());
-        writeln!(rust, "{},", text.replace("{PATH}", &format!("{path:?}"))).expect("strings grow");
+    let roots_of = |(group, version): (&str, &str)| {
+        facts.roots.iter().filter(|one| one.group == group && one.version == version).collect::<Vec<&Root>>()
+    };
+    let mut used: BTreeMap<&str, BTreeSet<usize>> = BTreeMap::new();
+    for (number, version) in versions.iter().enumerate() {
+        for name in closure(&roots_of(*version), definitions) {
+            used.entry(name).or_default().insert(number);
+        }
     }
-    rust.push_str("];\n");
-    std::fs::write(out.join("openapi.rs"), rust).expect("OUT_DIR is writable");
+    let mut packs: BTreeMap<&BTreeSet<usize>, Vec<String>> = BTreeMap::new();
+    for (name, documents) in &used {
+        let (name, schema) = (Json::text(name).to_string(), definitions[*name].json(Version::V3).to_string());
+        packs.entry(documents).or_default().push(format!("{name}:{schema}"));
+    }
+    let mut shared = Vec::new();
+    for (number, (documents, schemas)) in packs.iter().filter(|(documents, _)| documents.len() > 1).enumerate() {
+        let content = schemas.join(",") + ",";
+        let piece = writer.piece(&format!("v3.{number}.deflate"), &deflate(content.as_bytes(), FlushCompress::Full));
+        writeln!(writer.rust, "static SHARED_{number}: &[u8] = {piece};").expect("strings grow");
+        shared.push((*documents, content, format!("SHARED_{number}")));
+    }
+    let mut documents = Vec::new();
+    for (number, (group, version)) in versions.iter().enumerate() {
+        let path = prefix(group, version);
+        let empty = v3_json(&roots_of((group, version))).to_string();
+        let head = empty.strip_suffix("}}}").expect("schemas stand last");
+        let own = packs.get(&BTreeSet::from([number])).expect("lists are of one version only");
+        let tail = own.join(",") + "}}}";
+        let among = shared.iter().filter(|(documents, _, _)| documents.contains(&number));
+        let content = [head].into_iter().chain(among.clone().map(|(_, content, _)| &**content)).chain([&*tail]);
+        let content: String = content.collect();
+        let name = path.replace('/', ".");
+        let first = [GZIP_HEADER.to_vec(), deflate(head.as_bytes(), FlushCompress::Full)].concat();
+        let last = [deflate(tail.as_bytes(), FlushCompress::Finish), gzip_trailer(content.as_bytes())].concat();
+        let mut pieces = vec![writer.piece(&format!("v3.{name}.head"), &first)];
+        pieces.extend(among.map(|(_, _, name)| name.clone()));
+        pieces.push(writer.piece(&format!("v3.{name}.tail"), &last));
+        documents.push(document(&path, content.as_bytes(), &pieces));
+    }
+    documents
 }
 
 /// Which group and version a package of types is.
@@ -62,12 +116,21 @@ fn collection_path(root: &Root) -> String {
     format!("/{}{namespace}/{}", prefix(&root.group, &root.version), root.plural)
 }
 
-fn compress(content: &[u8]) -> Vec<u8> {
+/// Ends at a byte: other blocks may follow after `Full`, nothing after `Finish`.
+fn deflate(content: &[u8], end: FlushCompress) -> Vec<u8> {
     let best = std::env::var("PROFILE").is_ok_and(|profile| profile == "release");
     let level = if best { Compression::best() } else { Compression::new(6) };
-    let mut encoder = GzBuilder::new().write(Vec::new(), level);
-    encoder.write_all(content).expect("memory takes everything");
-    encoder.finish().expect("memory takes everything")
+    let (mut compress, mut out) = (Compress::new(level, false), Vec::with_capacity(content.len() + 1024));
+    compress.compress_vec(content, &mut out, end).expect("there is room for everything");
+    assert_eq!(compress.total_in(), content.len() as u64, "there is room for everything");
+    out
+}
+
+/// The sum and the length of what was deflated.
+fn gzip_trailer(content: &[u8]) -> Vec<u8> {
+    let mut crc = Crc::new();
+    crc.update(content);
+    [crc.sum().to_le_bytes(), crc.amount().to_le_bytes()].concat()
 }
 
 /// FNV-1a: names a content, protects nothing.
@@ -167,7 +230,8 @@ fn v2_operation(root: &Root) -> Message {
     operation
 }
 
-fn v3_json(roots: &[&Root], definitions: &BTreeMap<String, Schema>) -> Json {
+/// Without schemas, which stand last.
+fn v3_json(roots: &[&Root]) -> Json {
     let mut paths = Vec::new();
     for root in roots {
         let at = |verbs: &[(&str, &str)]| {
@@ -184,13 +248,11 @@ fn v3_json(roots: &[&Root], definitions: &BTreeMap<String, Schema>) -> Json {
             }
         }
     }
-    let schemas = closure(roots, definitions).into_iter();
-    let schemas = schemas.map(|name| (name.to_owned(), definitions[name].json(Version::V3))).collect();
     Json::object([
         ("openapi", Json::text("3.0.0")),
         ("info", info()),
         ("paths", Json::Object(paths)),
-        ("components", Json::object([("schemas", Json::Object(schemas))])),
+        ("components", Json::object([("schemas", Json::Object(Vec::new()))])),
     ])
 }
 
