@@ -8,6 +8,7 @@ pub mod feature;
 pub mod mailbox;
 pub mod memory;
 pub mod mount;
+mod names;
 pub mod netns;
 pub mod process;
 pub mod seqpacket;
