@@ -130,6 +130,8 @@ pub struct Fleet {
     pub notice: Notice,
     /// Whether that is an address of this machine still.
     has_address: bool,
+    /// Whether there is an end of tunnels here.
+    has_tunnels: bool,
     members: BTreeMap<String, Member>,
 }
 
@@ -142,6 +144,7 @@ impl Fleet {
             address: None,
             notice: Notice::default(),
             has_address: false,
+            has_tunnels: false,
             members: BTreeMap::new(),
         }
     }
@@ -213,6 +216,7 @@ impl Fleet {
 
     /// Chooses a way to every peer.
     pub fn decide(&mut self, can: Abilities) {
+        self.has_tunnels = can.wireguard;
         let mut before: Vec<Cidr> = Vec::new();
         for (name, member) in &mut self.members {
             let choice = if clashes(self.pods, member.peer.pods, before.iter().copied()) {
@@ -277,7 +281,7 @@ impl Fleet {
     /// When the next question is due.
     pub fn due(&self) -> Option<Instant> {
         let dues = self.members.values().flat_map(|member| {
-            let plain = asks_plain(self.mode, member).then_some(member.plain.due);
+            let plain = asks_plain(self.mode, self.has_tunnels, member).then_some(member.plain.due);
             let waits = member.is_relayed() || member.relay.verdict == Verdict::Lost;
             [plain, member.hop().map(|_| member.address.due), waits.then_some(member.relay.due)]
         });
@@ -289,7 +293,7 @@ impl Fleet {
         let mut questions = Vec::new();
         for member in self.members.values_mut() {
             member.reopen_relay(now);
-            let (plain, relayed) = (asks_plain(self.mode, member), member.is_relayed());
+            let (plain, relayed) = (asks_plain(self.mode, self.has_tunnels, member), member.is_relayed());
             let address = member.hop().and(member.peer.address);
             let plain = plain.then(|| (probe_address(member.peer.pods), &mut member.plain));
             let address = address.map(|ip| (ip, &mut member.address));
@@ -375,8 +379,10 @@ impl Fleet {
     }
 }
 
-fn asks_plain(mode: Mode, member: &Member) -> bool {
-    on_link(mode, &member.peer, &member.reach).is_some() || member.peer.notice.key.is_some()
+/// Without a link or a tunnel the question would go where the peer's pods are reached now, by the relay say.
+fn asks_plain(mode: Mode, has_tunnels: bool, member: &Member) -> bool {
+    let has_tunnel = has_tunnels && member.peer.notice.key.is_some();
+    on_link(mode, &member.peer, &member.reach).is_some() || has_tunnel
 }
 
 fn line(name: &str, member: &Member) -> Line {
@@ -602,6 +608,20 @@ mod tests {
         assert!(meet(false, false, 20), "while one still tries a tunnel, the other is answered");
         assert!(meet(true, true, 40), "both gave up, and ask again at the same time");
         assert!(meet(true, false, 60) && meet(false, true, 60), "one gave up before the other began");
+    }
+
+    /// It answered by the relay, and counted as an answer by a tunnel that was not there: packets were lost from then on.
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_with_a_key_is_asked_through_a_tunnel_only_where_there_is_one() {
+        for has_key in [false, true] {
+            let mut server = End::new("10.42.0.0/24", "10.42.1.0/24", Some([1; 32]), false);
+            server.1.wireguard = has_key;
+            server.0.decide(server.1);
+            assert_eq!(server.0.paths().peers[0].way, if has_key { "wireguard" } else { "relay" });
+            let asked = server.0.questions(Instant::now(), || Some([1; 16]));
+            let tunnel = asked.iter().any(|(to, _, _)| *to == Ipv4Addr::new(10, 42, 1, 0));
+            assert_eq!(tunnel, has_key, "{asked:?}");
+        }
     }
 
     #[tokio::test(start_paused = true)]

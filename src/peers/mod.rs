@@ -246,6 +246,11 @@ impl Peers {
         Ok(())
     }
 
+    /// What can be used now.
+    fn abilities(&self) -> Abilities {
+        Abilities { wireguard: self.can.wireguard && self.key.is_some(), ..self.can }
+    }
+
     async fn try_sync(&mut self) -> Result<()> {
         self.open_prober();
         if std::mem::take(&mut self.look) {
@@ -255,7 +260,7 @@ impl Peers {
             self.fleet.see(&reaches, crate::clock::monotonic());
         }
         self.make_key().await?;
-        self.fleet.decide(self.can);
+        self.fleet.decide(self.abilities());
         // Whatever is wrong with it, the other ways go on.
         let relayed = self.keep_relay().await;
         let wireguard = self.key.map(|_| self.config.wireguard_port);
@@ -292,7 +297,7 @@ impl Peers {
             Err(error) if error.is_unsupported() => {
                 tracing::warn!(%error, "this kernel has no tun: nodes that only the server reaches are out of reach");
                 self.can.relay = false;
-                self.fleet.decide(self.can);
+                self.fleet.decide(self.abilities());
             }
             Err(error) => return Err(error),
         }

@@ -54,6 +54,7 @@ const KEEPALIVE_S: u16 = 25;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Abilities {
     pub vxlan: bool,
+    /// And this node has a key: without one there is no device.
     pub wireguard: bool,
     /// Packets can be carried to the server.
     pub relay: bool,
@@ -163,7 +164,9 @@ pub fn is_sealed(mode: Mode, peer: &Peer) -> bool {
 pub fn needs_wireguard(mode: Mode, peer: &Peer, known: &Known) -> bool {
     let is_far = peer.address.is_some_and(|ip| !is_private(ip))
         || (peer.notice.external.is_some() && known.address == Verdict::Lost);
-    is_sealed(mode, peer) || (mode == Mode::Auto && is_far)
+    // It is behind a router, and this node is far for it: it can open the tunnel, if this end has a key.
+    let may_call = peer.notice.key.is_some() && known.reach == Reach::Nowhere;
+    is_sealed(mode, peer) || (mode == Mode::Auto && (is_far || may_call))
 }
 
 /// The peer's end of the tunnel, once it has a key. One that no packets take is not kept alive.
@@ -321,6 +324,10 @@ mod tests {
         assert_eq!(end(Verdict::Lost, true), Some(("203.0.113.9:51820".to_owned(), 25)));
         assert_eq!(end(Verdict::Lost, false), Some(("203.0.113.9:51820".to_owned(), 0)), "nobody sends that way");
         assert!(!needs_wireguard(Mode::Auto, &peer, &known(PASSES)));
+        let unreachable = Known { reach: Reach::Nowhere, ..known(PASSES) };
+        assert!(needs_wireguard(Mode::Auto, &peer, &unreachable), "a board behind a router calls its server");
+        let keyless = Peer { notice: Notice::default(), ..peer.clone() };
+        assert!(!needs_wireguard(Mode::Auto, &keyless, &unreachable));
         assert!(needs_wireguard(Mode::Auto, &peer, &known(Verdict::Lost)));
     }
 

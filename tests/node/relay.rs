@@ -118,7 +118,9 @@ fn boards_that_only_the_server_reaches_talk_through_it_until_a_better_way_opens(
     });
     eprintln!("a better way after {took:?}");
     assert_eq!(page(&bed, "on-b", &c, 8080), format!("c {}", ip(&bed, "on-b")), "{}", bed.scene());
-    assert_eq!(bed.nodes["b"].way("server"), way("relay", "works"), "where nothing better opened");
+    // Where there is WireGuard, that is the better way to a server with a public address.
+    let now = bed.nodes["b"].way("server");
+    assert!([way("relay", "works"), way("wireguard", "works")].contains(&now), "{now:?}\n{}", bed.scene());
 }
 
 #[test]
