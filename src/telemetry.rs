@@ -121,19 +121,39 @@ impl Trace {
 /// Starts logging to standard error; `RUST_LOG` selects by level and target (`info`, `edgelet::kubelet=debug,warn`). The journal keeps the time and
 /// shows levels itself: it gets lines with a priority and nothing else.
 pub fn init(default_filter: &str) {
-    let asked = std::env::var("RUST_LOG").ok().filter(|asked| !asked.is_empty());
-    let filter = asked.as_deref().unwrap_or(default_filter).parse::<Targets>();
+    let asked = std::env::var("RUST_LOG").unwrap_or_default();
+    let filter = selection(&asked);
+    let usual = || Targets::new().with_default(tracing::Level::INFO);
+    let chosen = match &filter {
+        Some(Ok(chosen)) => chosen.clone(),
+        Some(Err(_)) => usual(),
+        None => default_filter.parse().unwrap_or_else(|_| usual()),
+    };
     let log = tracing_subscriber::fmt().with_max_level(tracing::Level::TRACE).with_writer(std::io::stderr);
-    // What cannot be read is said once there is a log. A second call in one process (tests) keeps the first subscriber.
-    let chosen = filter.as_ref().ok().cloned().unwrap_or_else(|| Targets::new().with_default(tracing::Level::INFO));
+    // A second call in one process (tests) keeps the first subscriber.
     let _ = if into_journal() {
         log.with_ansi(false).event_format(JournalFormat::default()).finish().with(chosen).try_init()
     } else {
         log.with_ansi(std::io::stderr().is_terminal()).finish().with(chosen).try_init()
     };
-    if let Err(error) = filter {
-        tracing::warn!(%error, "RUST_LOG is not of the form `info` or `edgelet::kubelet=debug,warn`");
+    // What cannot be read is said once there is a log.
+    if let Some(Err(error)) = filter {
+        tracing::warn!(error, "RUST_LOG is not of the form `info` or `edgelet::kubelet=debug,warn`");
     }
+}
+
+/// What `RUST_LOG` selects; `None` when it is empty. A word that is no level would be a target of that name: where
+/// nothing else is selected it is a mistake, and the log would be empty.
+fn selection(asked: &str) -> Option<Result<Targets, String>> {
+    if asked.trim().is_empty() {
+        return None;
+    }
+    let is_level = |word: &str| word.parse::<tracing::level_filters::LevelFilter>().is_ok();
+    let selects = |word: &str| is_level(word) || word.starts_with("edgelet");
+    if asked.contains('[') || !asked.split(',').map(str::trim).any(selects) {
+        return Some(Err(format!("{asked:?} names neither a level nor a part of edgelet")));
+    }
+    Some(asked.parse::<Targets>().map_err(|error| error.to_string()))
 }
 
 /// systemd names the journal's stream by device and inode; a redirected standard error is another one.
@@ -194,6 +214,17 @@ mod tests {
         fn flush(&mut self) -> std::io::Result<()> {
             Ok(())
         }
+    }
+
+    #[test]
+    fn a_log_that_would_stay_empty_is_refused() {
+        for asked in ["info", "off", "edgelet::kubelet=debug,warn", "edgelet=debug", "h2=debug,info", " info "] {
+            assert!(matches!(selection(asked), Some(Ok(_))), "{asked}");
+        }
+        for asked in ["bad[", "debgu", "edgelet[x]=debug", "edgelet=debgu", "a=b=c", "h2=debug"] {
+            assert!(matches!(selection(asked), Some(Err(_))), "{asked}");
+        }
+        assert!(selection("").is_none());
     }
 
     #[test]

@@ -65,8 +65,7 @@ impl Fleet {
     pub async fn new() -> Self {
         // With RUST_LOG set, one test at a time says what happens.
         if std::env::var_os("RUST_LOG").is_some() {
-            let filter = tracing_subscriber::EnvFilter::from_default_env();
-            let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
+            edgelet::telemetry::init("info");
         }
         let clock = Clock::simulated(START.parse().unwrap());
         let folder = tempfile::tempdir().unwrap();
