@@ -18,7 +18,7 @@ use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 
 /// Starts a task on tokio. Its future is boxed: what tokio needs around a task is then made once per result, not once
-/// per place that starts one.
+/// per place that starts one. Sets of tasks are given boxed futures for the same reason.
 pub fn spawn<T: Send + 'static>(task: impl Future<Output = T> + Send + 'static) -> JoinHandle<T> {
     tokio::spawn(task.boxed())
 }

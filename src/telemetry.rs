@@ -118,8 +118,8 @@ impl Trace {
     }
 }
 
-/// Starts logging to standard error; `RUST_LOG` selects by level and target (`info`, `edgelet::kubelet=debug,warn`). The journal keeps the time and
-/// shows levels itself: it gets lines with a priority and nothing else.
+/// Starts logging to standard error; `RUST_LOG` selects by level and target (`info`, `edgelet::kubelet=debug,warn`).
+/// The journal keeps the time and shows levels itself: it gets lines with a priority and nothing else.
 pub fn init(default_filter: &str) {
     let asked = std::env::var("RUST_LOG").unwrap_or_default();
     let filter = selection(&asked);
