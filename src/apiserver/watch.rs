@@ -79,10 +79,14 @@ impl Watching {
         if self.over {
             return None;
         }
-        let mut chunk = BytesMut::new();
+        let (mut chunk, mut ends) = (BytesMut::new(), false);
         let first = tokio::select! {
             change = self.changes.next() => change?,
-            () = &mut self.end => return None,
+            // What is there by now is still told: a watcher that has seen everything can go on after a restart.
+            () = &mut self.end => {
+                ends = true;
+                self.changes.next().now_or_never()??
+            }
         };
         self.write(&first, &mut chunk);
         while !self.over && chunk.len() < CHUNK_BYTES {
@@ -92,6 +96,7 @@ impl Watching {
                 None => break,
             }
         }
+        self.over |= ends;
         Some(chunk.freeze())
     }
 

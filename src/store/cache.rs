@@ -2,7 +2,7 @@
 //! Reads never touch the disk. The lock is held for map operations only, never across I/O.
 
 use super::channel::{Channels, Tags, tag_channel};
-use super::watch::Ring;
+use super::watch::{Past, Ring};
 use super::{Entry, Event, Expected, Page, StoreError, Subject, TagOf, Watch, Write, splice};
 use crate::clock;
 use std::borrow::Borrow;
@@ -86,10 +86,10 @@ pub(super) fn plan(current: Option<Arc<Entry>>, write: &Write, revision: u64) ->
 }
 
 impl Cache {
-    pub fn new(entries: Vec<Arc<Entry>>, revision: u64, ring_limit_bytes: usize) -> Arc<Self> {
+    pub fn new(entries: Vec<Arc<Entry>>, revision: u64, past: Past, ring_limit_bytes: usize) -> Arc<Self> {
         let entries = entries.into_iter().map(ByKey).collect();
         let (tagged, channels) = (HashMap::new(), Channels::default());
-        let ring = Ring::new(revision, ring_limit_bytes);
+        let ring = Ring::new(past, ring_limit_bytes);
         let state = State { entries, tagged, ring, channels, revision, closed: false };
         Arc::new(Self { state: Mutex::new(state), tag_of: OnceLock::new() })
     }
@@ -175,13 +175,14 @@ impl Cache {
         wakes.iter().for_each(|waker| waker.notify_waiters());
     }
 
-    /// Ends every watch.
-    pub fn close(&self) {
+    /// Ends every watch; what the next process is to know of what has happened.
+    pub fn close(&self) -> Past {
         let mut state = self.lock();
         state.closed = true;
-        let wakes = state.channels.all();
+        let (wakes, past) = (state.channels.all(), state.ring.past());
         drop(state);
         wakes.iter().for_each(|waker| waker.notify_waiters());
+        past
     }
 }
 

@@ -1,7 +1,7 @@
 //! The engine without a disk: for tests and for clusters that may forget.
 
 use super::cache::{Cache, plan};
-use super::watch::RING_LIMIT_BYTES;
+use super::watch::{Past, RING_LIMIT_BYTES};
 use super::{Entry, Page, Store, StoreError, Subject, TagOf, Watch, Write};
 use crate::clock;
 use futures_util::FutureExt;
@@ -22,7 +22,7 @@ impl Default for MemoryStore {
 
 impl MemoryStore {
     pub fn with_ring_limit(ring_limit_bytes: usize) -> Self {
-        Self { cache: Cache::new(Vec::new(), 1, ring_limit_bytes), writer: Mutex::default() }
+        Self { cache: Cache::new(Vec::new(), 1, Past::unknown(1), ring_limit_bytes), writer: Mutex::default() }
     }
 
     fn write_now(&self, write: &Write) -> Result<Arc<Entry>, StoreError> {

@@ -104,7 +104,7 @@ pub enum StoreError {
     Absent,
     #[error("revision differs")]
     Conflict(Arc<Entry>),
-    /// The revision is older than the ring, or of before a restart.
+    /// The revision is older than the ring, or of before a restart since which the resource may have changed.
     #[error("revision {0} is compacted; oldest is {1}")]
     Compacted(u64, u64),
     #[error("revision {0} is in the future; newest is {1}")]

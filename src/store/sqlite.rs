@@ -11,7 +11,7 @@ use super::seal::Sealer;
 use super::watch::RING_LIMIT_BYTES;
 use super::{Entry, Page, Store, StoreError, Subject, TagOf, Watch, Write};
 use crate::clock;
-use database::Database;
+use database::{Database, Opened};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use queue::Queue;
@@ -48,8 +48,8 @@ impl SqliteStore {
     }
 
     fn open_with(path: &Path, ring_limit_bytes: usize, sealer: Option<Sealer>) -> Result<Self, StoreError> {
-        let (database, entries) = Database::open(path, sealer)?;
-        let cache = Cache::new(entries, database.start_revision(), ring_limit_bytes);
+        let (database, Opened { entries, past }) = Database::open(path, sealer)?;
+        let cache = Cache::new(entries, database.start_revision(), past, ring_limit_bytes);
         let queue = Arc::new(Queue::new());
         let writer = Writer::new(database, cache.clone(), queue.clone());
         let thread = std::thread::Builder::new().name("store".into());

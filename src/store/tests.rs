@@ -172,6 +172,43 @@ async fn a_waiting_watch_wakes_for_its_resource_and_ends_on_close() {
     task.await.unwrap();
 }
 
+#[tokio::test]
+async fn watches_go_on_after_a_clean_stop_where_nothing_was_missed_and_after_a_crash_nowhere() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("db");
+    let store = SqliteStore::open(&path).unwrap();
+    let quiet = store.write(put("quiet//1", Expected::Absent, "")).await.unwrap().revision;
+    let seen = store.write(put("pods/x/1", Expected::Absent, "")).await.unwrap().revision;
+    let gone = store.write(delete("pods/x/1", Expected::Present)).await.unwrap().revision;
+    store.close().await.unwrap();
+
+    // The second stop has nothing of its own to tell of these resources.
+    for other in ["other//1", "other//2"] {
+        let store = SqliteStore::open(&path).unwrap();
+        assert!(store.watch("quiet/", quiet).is_ok());
+        assert!(matches!(store.watch("quiet/", quiet - 1), Err(StoreError::Compacted(..))));
+        assert!(matches!(store.watch("pods/", seen), Err(StoreError::Compacted(..))), "it would miss the deletion");
+        assert!(matches!(store.watch("", quiet), Err(StoreError::Compacted(..))));
+        assert!(store.watch("pods/", gone).is_ok());
+        assert!(store.watch("never/", gone).is_ok());
+        assert!(store.list("quiet/", "", 0, Some(quiet)).await.is_ok());
+        assert!(matches!(store.list("pods/", "", 0, Some(seen)).await, Err(StoreError::Compacted(..))));
+        store.write(put(other, Expected::Absent, "")).await.unwrap();
+        store.close().await.unwrap();
+    }
+
+    let store = SqliteStore::open(&path).unwrap();
+    let mut watch = store.watch("pods/", gone).unwrap();
+    let new = store.write(put("pods/x/2", Expected::Absent, "")).await.unwrap().revision;
+    assert_eq!(watch.next().await.unwrap().revision, new);
+    let crashed = folder.path().join("crashed");
+    copy(&path, &crashed);
+    let store = SqliteStore::open(&crashed).unwrap();
+    for resource in ["quiet/", "pods/", "never/"] {
+        assert!(matches!(store.watch(resource, new), Err(StoreError::Compacted(..))), "{resource}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn old_states_expire_after_five_minutes() {
     let store = MemoryStore::default();

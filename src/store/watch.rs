@@ -4,6 +4,7 @@
 use super::cache::{Cache, resource_of};
 use super::channel::{Tags, tag_channel};
 use super::{Event, StoreError, Subject};
+use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,14 +24,30 @@ pub(super) struct Slot {
     at: Instant,
 }
 
+/// What a ring knows of the time before its first event, so that watches outlive a restart.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Past {
+    /// Of a resource not named in `newest`, everything up to here may have happened.
+    pub start: u64,
+    /// The newest event, per resource.
+    pub newest: HashMap<Box<str>, u64>,
+}
+
+impl Past {
+    /// Nothing is known of what happened up to this revision.
+    pub fn unknown(start: u64) -> Self {
+        Self { start, newest: HashMap::new() }
+    }
+}
+
 /// Recent events in revision order, bounded in bytes.
 pub(super) struct Ring {
     slots: VecDeque<Slot>,
     held_bytes: usize,
     limit_bytes: usize,
-    /// The revision the process started with.
+    /// Of a resource without an entry in `dropped`, everything up to here may have happened.
     start: u64,
-    /// The newest event dropped, per resource, so that traffic of one resource expires no other's watches.
+    /// The newest event dropped or never held, per resource, so that traffic of one resource expires no other's watches.
     dropped: HashMap<Box<str>, u64>,
     /// The newest event, per resource.
     newest: HashMap<Box<str>, u64>,
@@ -51,9 +68,14 @@ fn set_newest(by_resource: &mut HashMap<Box<str>, u64>, event: &Event) {
 }
 
 impl Ring {
-    pub fn new(start: u64, limit_bytes: usize) -> Self {
-        let (dropped, newest) = (HashMap::new(), HashMap::new());
-        Self { slots: VecDeque::new(), held_bytes: 0, limit_bytes, start, dropped, newest }
+    pub fn new(past: Past, limit_bytes: usize) -> Self {
+        let Past { start, newest } = past;
+        Self { slots: VecDeque::new(), held_bytes: 0, limit_bytes, start, dropped: newest.clone(), newest }
+    }
+
+    /// What the ring of the next process is to know of this one's.
+    pub fn past(&self) -> Past {
+        Past { start: self.start, newest: self.newest.clone() }
     }
 
     pub fn push(&mut self, event: Event, tags: Tags, at: Instant) {
@@ -79,7 +101,7 @@ impl Ring {
         of_resource(&self.dropped, resource).max(self.start)
     }
 
-    /// The newest event of a resource since the start (of all resources: empty).
+    /// The newest event of a resource that is known of (of all resources: empty).
     pub fn newest(&self, resource: &str) -> u64 {
         of_resource(&self.newest, resource)
     }

@@ -2,6 +2,7 @@
 //! Revisions up to `ceiling` may have been given out; the file never holds a revision above it.
 
 use crate::store::seal::{Sealer, is_sealed};
+use crate::store::watch::Past;
 use crate::store::{Entry, StoreError, splice};
 use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 use std::borrow::Cow;
@@ -51,6 +52,12 @@ struct Objects {
     plain: Vec<Arc<Entry>>,
 }
 
+/// What a store begins with.
+pub(super) struct Opened {
+    pub entries: Vec<Arc<Entry>>,
+    pub past: Past,
+}
+
 /// The last state of a key, to be written.
 pub(super) enum Row<'a> {
     Put { key: &'a str, create_revision: u64, revision: u64, value: &'a [u8] },
@@ -68,7 +75,7 @@ enum DatabaseError {
 }
 
 impl Database {
-    pub fn open(path: &Path, sealer: Option<Sealer>) -> Result<(Self, Vec<Arc<Entry>>), StoreError> {
+    pub fn open(path: &Path, sealer: Option<Sealer>) -> Result<(Self, Opened), StoreError> {
         // Secrets lie in it: made before SQLite makes it, for its mode; the log takes the mode over.
         let made = OpenOptions::new().create(true).append(true).mode(0o600).open(path);
         made.map_err(StoreError::engine)?;
@@ -77,8 +84,8 @@ impl Database {
         connection.busy_timeout(BUSY_LIMIT).map_err(StoreError::engine)?;
         connection.set_prepared_statement_cache_capacity(8);
         let mut database = Self { connection, start: 1, ceiling: 0, log_bytes: 0, sealer };
-        let entries = database.load().map_err(StoreError::engine)?;
-        Ok((database, entries))
+        let opened = database.load().map_err(StoreError::engine)?;
+        Ok((database, opened))
     }
 
     pub fn start_revision(&self) -> u64 {
@@ -90,7 +97,7 @@ impl Database {
         revision <= self.ceiling
     }
 
-    fn load(&mut self) -> Result<Vec<Arc<Entry>>, Failure> {
+    fn load(&mut self) -> Result<Opened, Failure> {
         self.connection.execute_batch(PRAGMAS)?;
         self.connection.execute_batch(SCHEMA)?;
         let schema = self.meta("schema_version")?.unwrap_or(SCHEMA_VERSION);
@@ -103,6 +110,7 @@ impl Database {
         let Objects { all: entries, plain } = self.read()?;
         let ceiling = self.meta("revision_ceiling")?.unwrap_or(1);
         self.start = u64::try_from(ceiling)?.max(entries.iter().map(|entry| entry.revision).max().unwrap_or(1));
+        let past = self.past()?.unwrap_or_else(|| Past::unknown(self.start));
         self.ceiling = next_ceiling(self.start);
         let mark =
             [("schema_version", SCHEMA_VERSION), ("clean", 0), ("revision_ceiling", i64::try_from(self.ceiling)?)];
@@ -118,7 +126,18 @@ impl Database {
             transaction.execute("INSERT OR REPLACE INTO meta(name, value) VALUES(?1, ?2)", params![name, value])?;
         }
         transaction.commit()?;
-        Ok(entries)
+        Ok(Opened { entries, past })
+    }
+
+    /// What the last process has left, if it stopped at exactly the revision that this one starts with: after a crash,
+    /// a restore or another program's stop nobody knows what watchers have seen.
+    fn past(&self) -> rusqlite::Result<Option<Past>> {
+        if self.meta("past_revision")? != Some(self.start.cast_signed()) {
+            return Ok(None);
+        }
+        let sql = "SELECT value FROM meta WHERE name='past'";
+        let text: Option<String> = self.connection.query_row(sql, [], |row| row.get(0)).optional()?;
+        Ok(text.and_then(|text| serde_json::from_str(&text).ok()))
     }
 
     fn meta(&self, name: &str) -> rusqlite::Result<Option<i64>> {
@@ -188,14 +207,17 @@ impl Database {
         Ok(())
     }
 
-    /// Notes a clean stop at `revision` and empties the log.
-    pub fn finish(mut self, revision: u64) -> rusqlite::Result<()> {
+    /// Notes a clean stop at `revision`, and what happened until then, and empties the log.
+    pub fn finish(mut self, revision: u64, past: &Past) -> Result<(), Failure> {
+        let text = serde_json::to_string(past)?;
         let transaction = self.connection.transaction()?;
+        transaction.execute("INSERT OR REPLACE INTO meta(name, value) VALUES('past', ?1)", [text])?;
+        put_meta(&transaction, "past_revision", revision)?;
         put_meta(&transaction, "revision_ceiling", revision)?;
         put_meta(&transaction, "clean", 1)?;
         transaction.commit()?;
         self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
-        self.connection.close().map_err(|(_, error)| error)
+        self.connection.close().map_err(|(_, error)| error.into())
     }
 }
 

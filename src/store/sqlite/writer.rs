@@ -239,11 +239,11 @@ impl Writer {
 
     fn finish(self) -> Result<(), StoreError> {
         let Self { mut database, cache, lazy, newest, .. } = self;
-        cache.close();
+        let past = cache.close();
         let states: Vec<Unwritten> = lazy.iter().map(|key| Unwritten::new(&cache, key)).collect();
         let rows = states.iter().map(Unwritten::row);
         database.commit(rows, newest).map_err(StoreError::engine)?;
-        database.finish(newest).map_err(StoreError::engine)
+        database.finish(newest, &past).map_err(StoreError::engine)
     }
 }
 
