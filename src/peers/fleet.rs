@@ -116,6 +116,7 @@ impl Member {
             relay: self.relay.verdict,
             takes_vxlan: self.takes_vxlan,
             proven: self.proven,
+            relayed: self.is_relayed(),
         }
     }
 }

@@ -74,6 +74,8 @@ pub struct Known {
     pub takes_vxlan: bool,
     /// It answered at this address before: it is the peer, not a stranger's board with the same address.
     pub proven: bool,
+    /// Packets of pods go through the server now.
+    pub relayed: bool,
 }
 
 /// How sure the choice is.
@@ -123,6 +125,10 @@ pub fn choose(mode: Mode, can: Abilities, peer: &Peer, known: &Known) -> Choice 
     }
     if can.relay && mode == Mode::Auto && !sealed {
         options.push((Way::Relay, known.relay));
+    }
+    if known.relayed && known.relay != Verdict::Lost {
+        // A tunnel's first packets may be lost. Until it has answered, packets stay where they pass.
+        options.retain(|(way, verdict)| *way == Way::Relay || *verdict != Verdict::Unknown);
     }
     let trusted = known.proven || mode != Mode::Auto || sealed;
     pick(options, reasons, trusted)
@@ -284,6 +290,7 @@ mod tests {
                 relay: Verdict::Unknown,
                 takes_vxlan: true,
                 proven: false,
+                relayed: false,
             };
             let choice = choose(mode, Abilities { wireguard, ..CAN }, &peer, &known);
             assert_eq!(name(&choice), expected, "{mode} {peer:?} {known:?}: {choice:?}");
@@ -296,6 +303,7 @@ mod tests {
             relay: Verdict::Unknown,
             takes_vxlan: true,
             proven: true,
+            relayed: false,
         };
         assert_eq!(
             choose(Mode::Auto, CAN, &keyless, &known).reason,
@@ -315,6 +323,7 @@ mod tests {
             relay: Verdict::Unknown,
             takes_vxlan: true,
             proven: true,
+            relayed: false,
         };
         let end = |address, in_use| {
             tunnel(&peer, &known(address), 51820, in_use)
@@ -356,7 +365,15 @@ mod tests {
             (Mode::Auto, "", by(None), Unknown, Unknown, true, "none", Unreachable, "no IPv4"),
         ];
         for (mode, address, reach, plain, between, takes_vxlan, way, state, reason) in cases {
-            let known = Known { reach, plain, address: between, relay: Verdict::Unknown, takes_vxlan, proven: false };
+            let known = Known {
+                reach,
+                plain,
+                address: between,
+                relay: Verdict::Unknown,
+                takes_vxlan,
+                proven: false,
+                relayed: false,
+            };
             let choice = choose(mode, CAN, &peer(address), &known);
             assert_eq!((name(&choice), choice.state), (way, state), "{mode} {address} {known:?}");
             assert!(choice.reason.contains(reason), "{} has no {reason:?}", choice.reason);
@@ -386,11 +403,31 @@ mod tests {
         ];
         let can = Abilities { relay: true, ..CAN };
         for (mode, address, reach, plain, between, relay, proven, way, state) in cases {
-            let known = Known { reach, plain, address: between, relay, takes_vxlan: true, proven };
+            let known = Known { reach, plain, address: between, relay, takes_vxlan: true, proven, relayed: false };
             let choice = choose(mode, can, &peer(address), &known);
             assert_eq!((name(&choice), choice.state), (way, state), "{mode} {address} {known:?}");
         }
         assert_eq!(mtu(&Way::Relay, None), 1500);
+    }
+
+    /// A tunnel was used as soon as its peer's key was known, and lost what pods sent until its handshake was through.
+    #[test]
+    fn packets_stay_on_the_relay_until_a_better_way_has_answered() {
+        use State::{Trying, Works};
+        use Verdict::{Lost, Unknown};
+        let peer = Peer { notice: Notice { key: Some([1; 32]), ..Notice::default() }, ..peer("198.51.100.2") };
+        for (relayed, plain, relay, way, state) in [
+            (true, Unknown, PASSES, "relay", Works),
+            (true, Unknown, Unknown, "relay", Trying),
+            (true, PASSES, PASSES, "wireguard", Works),
+            (true, Unknown, Lost, "wireguard", Trying),
+            (false, Unknown, PASSES, "wireguard", Trying),
+        ] {
+            let (address, takes_vxlan, proven) = (Unknown, true, false);
+            let known = Known { reach: Reach::Nowhere, plain, address, relay, takes_vxlan, proven, relayed };
+            let choice = choose(Mode::Auto, Abilities { relay: true, ..CAN }, &peer, &known);
+            assert_eq!((name(&choice), choice.state), (way, state), "{known:?}");
+        }
     }
 
     #[test]
@@ -402,6 +439,7 @@ mod tests {
             relay: Verdict::Unknown,
             takes_vxlan: true,
             proven,
+            relayed: false,
         };
         let choose = |proven| choose(Mode::Auto, CAN, &peer("192.168.1.9"), &known(proven));
         assert_eq!((choose(true).way.is_some(), choose(true).state), (true, State::Silent));
