@@ -1,5 +1,6 @@
 //! What one server carries: hollow nodes (`edgelet::node::hollow`) that join over TLS, each with ten pods. Time to
-//! join and to start, cost at rest, one change of a large Service, a killed server, and a fleet that comes back at once.
+//! join and to start, cost at rest, one change of a large Service, a server restarted and one killed, and a fleet that
+//! comes back at once.
 //! Needs root; runs in a network namespace of its own. Prints a table; asserts nothing about time.
 //! `EDGELET_SCALE_STAGES=1,30,300` nodes, `EDGELET_SCALE_IDLE_S=60`, `EDGELET_SCALE_CUT_S=120`,
 //! `EDGELET_SCALE_SERVER=PROGRAM`: another build's server, to compare with.
@@ -77,7 +78,8 @@ async fn run() {
         bench.idle(&format!("{nodes} nodes, {} pods", nodes * PODS_PER_NODE)).await;
     }
     bench.service().await;
-    bench.kill().await;
+    bench.restart("-TERM", "server restarted").await;
+    bench.restart("-KILL", "server killed").await;
     bench.cut().await;
     bench.delete_pods().await;
     bench.end();
@@ -330,20 +332,34 @@ impl Bench {
         format!("{same} of {} pods as before", before.len())
     }
 
-    async fn kill(&mut self) {
+    /// How often the server was asked for lists of what.
+    async fn lists(&self) -> String {
+        let text = self.remote.raw(http::Method::GET, "/metrics", None).await.unwrap();
+        let text = String::from_utf8_lossy(&text).into_owned();
+        let label =
+            |line: &str, name: &str| Some(line.split_once(&format!("{name}=\""))?.1.split('"').next()?.to_owned());
+        let lists = text.lines().filter(|line| line.starts_with("apiserver_request_total{verb=\"LIST\""));
+        let counts =
+            lists.filter_map(|line| Some(format!("{} {}", label(line, "resource")?, line.rsplit(' ').next()?)));
+        counts.collect::<Vec<_>>().join(", ")
+    }
+
+    /// Ends the server and starts it again: what its nodes ask it for then.
+    async fn restart(&mut self, signal: &str, what: &str) {
         let before = self.pods().await;
-        self.server.kill().unwrap();
+        let sent = Command::new("kill").args([signal, &self.server.id().to_string()]).status();
+        assert!(sent.unwrap().success());
         self.server.wait().unwrap();
         let at = Spent { at: Instant::now(), cpu_s: 0.0, requests: 0.0, handshakes: 0.0, wire_bytes: wire_bytes() };
         let since = jiff::Timestamp::now().to_string();
         self.server = spawn_server(&self.program, &self.directory, &self.run);
         self.remote = answering(&self.directory).await;
-        println!("  killed; answers again after {:.2} s", at.at.elapsed().as_secs_f64());
+        println!("  {what}; answers again after {:.2} s", at.at.elapsed().as_secs_f64());
         let same = self.until_all_are_back(&since, &before).await;
-        let now = self.row("server killed → all nodes heard of, all Ready", at).await;
+        let now = self.row(&format!("{what} → all nodes heard of, all Ready"), at).await;
         tokio::time::sleep(Duration::from_secs(30)).await;
         self.row("the half minute after", now).await;
-        println!("  {same}; {}", self.hollow.ask("connected"));
+        println!("  {same}; {}; listed: {}", self.hollow.ask("connected"), self.lists().await);
     }
 
     async fn cut(&mut self) {

@@ -9,7 +9,6 @@ use crate::registry::{Change, ListOptions};
 use axum::body::Body;
 use axum::response::Response;
 use bytes::{BufMut, Bytes, BytesMut};
-use futures_util::future::BoxFuture;
 use futures_util::stream::{self, BoxStream};
 use futures_util::{FutureExt, StreamExt};
 use std::convert::Infallible;
@@ -23,7 +22,6 @@ const DEFAULT_TIMEOUT_S: u64 = 1800;
 
 struct Watching {
     changes: BoxStream<'static, Change>,
-    end: BoxFuture<'static, ()>,
     kind: KindRef,
     style: Style,
     call: super::query::Query,
@@ -43,7 +41,6 @@ pub async fn answer(
 ) -> Result<Response> {
     // Said before the answer begins, not as an event.
     Presenter::new(&kind, style.representation.shape, &call.query, server.clock().now())?;
-    let changes = server.registry().watch(&kind, namespace, options).await?;
     let timeout_s = options.timeout_s.filter(|seconds| *seconds > 0);
     let timeout_s = timeout_s.unwrap_or_else(|| fastrand::u64(DEFAULT_TIMEOUT_S..2 * DEFAULT_TIMEOUT_S));
     let (clock, shutdown) = (server.clock().clone(), server.shutdown());
@@ -56,9 +53,9 @@ pub async fn answer(
             } } => {}
         }
     };
+    let changes = server.registry().watch_until(end.boxed(), &kind, namespace, options).await?;
     let watching = Watching {
         changes,
-        end: end.boxed(),
         kind,
         style,
         call: call.query.clone(),
@@ -79,15 +76,8 @@ impl Watching {
         if self.over {
             return None;
         }
-        let (mut chunk, mut ends) = (BytesMut::new(), false);
-        let first = tokio::select! {
-            change = self.changes.next() => change?,
-            // What is there by now is still told: a watcher that has seen everything can go on after a restart.
-            () = &mut self.end => {
-                ends = true;
-                self.changes.next().now_or_never()??
-            }
-        };
+        let mut chunk = BytesMut::new();
+        let first = self.changes.next().await?;
         self.write(&first, &mut chunk);
         while !self.over && chunk.len() < CHUNK_BYTES {
             match self.changes.next().now_or_never() {
@@ -96,7 +86,6 @@ impl Watching {
                 None => break,
             }
         }
-        self.over |= ends;
         Some(chunk.freeze())
     }
 

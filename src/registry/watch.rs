@@ -8,6 +8,8 @@ use crate::api::kinds::KindRef;
 use crate::api::status::{FieldError, Result, Status};
 use crate::clock;
 use crate::store::{Entry, Event, Watch, splice};
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use futures_util::stream::{self, BoxStream, StreamExt};
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,7 +28,7 @@ struct Watcher {
     bookmark_at: Option<Instant>,
     /// The newest revision of the resource that a bookmark, or the beginning, has told of.
     told: u64,
-    deadline: Option<Instant>,
+    end: BoxFuture<'static, ()>,
     over: bool,
 }
 
@@ -34,6 +36,19 @@ impl Registry {
     /// Without `timeout_s` the watch ends only with an error or when it is dropped.
     pub async fn watch(
         &self,
+        kind: &KindRef,
+        namespace: &str,
+        options: &ListOptions,
+    ) -> Result<BoxStream<'static, Change>> {
+        let deadline = options.timeout_s.map(|seconds| clock::monotonic() + Duration::from_secs(seconds));
+        self.watch_until(at(deadline).boxed(), kind, namespace, options).await
+    }
+
+    /// Whatever `timeout_s` says, the watch ends with `end`: after what has happened until then, and a bookmark, so that
+    /// it can be resumed where it stopped.
+    pub async fn watch_until(
+        &self,
+        end: BoxFuture<'static, ()>,
         kind: &KindRef,
         namespace: &str,
         options: &ListOptions,
@@ -72,7 +87,7 @@ impl Registry {
             announce_end: options.send_initial_events == Some(true) && options.allow_bookmarks,
             bookmark_at: options.allow_bookmarks.then(|| now + BOOKMARK_INTERVAL),
             told: from,
-            deadline: options.timeout_s.map(|seconds| now + Duration::from_secs(seconds)),
+            end,
             over: false,
         };
         Ok(stream::unfold(watcher, |mut watcher| async move { Some((watcher.next().await?, watcher)) }).boxed())
@@ -104,7 +119,7 @@ impl Watcher {
                         return Some(self.fail(error));
                     }
                 },
-                () = at(self.deadline) => {
+                () = &mut self.end => {
                     self.over = true;
                     self.cursor.catch_up();
                     return self.bookmark_at.map(|_| self.bookmark());
