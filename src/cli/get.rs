@@ -107,19 +107,21 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let namespace = if arguments.all_namespaces { String::new() } else { arguments.connection.namespace(&remote) };
     let targets = targets(&arguments.resource, &arguments.names)?;
     let many = targets.len() > 1;
-    for (index, (kind, name)) in targets.iter().enumerate() {
+    if many && arguments.watch {
+        bail!("--watch takes one resource type or one object");
+    }
+    let mut above = false;
+    for (kind, name) in &targets {
         let query = query(&arguments, name);
         let path = format!("{}{query}", path(kind, &namespace, name));
         match arguments.output {
             Output::Table | Output::Wide => {
-                if many && index > 0 {
-                    println!();
-                }
                 let body = remote.raw_as(&path, TABLE).await?;
                 let table: Object = serde_json::from_slice(&body)?;
-                print_table(&table, &arguments, kind, many);
+                let widths = print_table(&table, &arguments, kind, many, above);
+                above |= !widths.is_empty();
                 if arguments.watch {
-                    watch(&remote, kind, &namespace, name, &arguments, &table).await?;
+                    watch(&remote, kind, &namespace, name, &arguments, &table, widths).await?;
                 }
             }
             output => {
@@ -140,14 +142,12 @@ async fn run_local(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let namespace = if arguments.all_namespaces { "" } else { asked };
     let targets = targets(&arguments.resource, &arguments.names)?;
     let many = targets.len() > 1;
-    for (index, (kind, name)) in targets.iter().enumerate() {
+    let mut above = false;
+    for (kind, name) in &targets {
         let mut objects = arguments.local.objects(kind, namespace, name, &arguments.selector).await?;
         match arguments.output {
             Output::Table | Output::Wide => {
-                if many && index > 0 {
-                    println!();
-                }
-                print_table(&local::table(kind, objects), arguments, kind, many);
+                above |= !print_table(&local::table(kind, objects), arguments, kind, many, above).is_empty();
             }
             output if !name.is_empty() && objects.len() == 1 => print_object(objects.remove(0), kind, output)?,
             output => {
@@ -178,6 +178,7 @@ async fn watch(
     name: &str,
     arguments: &Arguments,
     table: &Object,
+    mut widths: Vec<usize>,
 ) -> anyhow::Result<()> {
     let mut pairs = vec!["watch=true".to_owned(), format!("resourceVersion={}", table.resource_version())];
     let mut fields = arguments.field_selector.clone();
@@ -190,17 +191,15 @@ async fn watch(
         }
     }
     let path = format!("{}?{}", path(kind, namespace, ""), pairs.join("&"));
-    let mut lines = remote.lines_as(&path, TABLE).await?;
-    while let Some(line) = lines.next().await {
+    let mut events = remote.lines_as(&path, TABLE).await?;
+    while let Some(line) = events.next().await {
         let event: Object = serde_json::from_slice(&line?)?;
         if event.str_at(&["type"]) == "ERROR" {
             bail!("{}", event.str_at(&["object", "message"]));
         }
-        if let Some(rows) = event.at(&["object", "rows"]).and_then(Object::as_array) {
-            for row in rows {
-                println!("{}", cells(row, &wanted(table, arguments)).join("   "));
-            }
-        }
+        let rows = event.at(&["object", "rows"]).and_then(Object::as_array).map(Vec::as_slice).unwrap_or_default();
+        let with_head = widths.is_empty();
+        print!("{}", aligned_to(&lines(table, rows, arguments, kind, false, with_head), &mut widths));
     }
     Ok(())
 }
@@ -227,7 +226,9 @@ fn cells(row: &Object, wanted: &[(usize, String)]) -> Vec<String> {
     wanted.iter().map(|(at, _)| text(cells.get(*at))).collect()
 }
 
-fn print_table(table: &Object, arguments: &Arguments, kind: &KindRef, many: bool) {
+/// The widths of the columns; none if there was nothing to print. Stands apart from a table above it.
+fn print_table(table: &Object, arguments: &Arguments, kind: &KindRef, many: bool, above: bool) -> Vec<usize> {
+    let mut widths = Vec::new();
     let rows = table.at(&["rows"]).and_then(Object::as_array).map(Vec::as_slice).unwrap_or_default();
     if rows.is_empty() && !many {
         if kind.namespaced && !arguments.all_namespaces {
@@ -236,16 +237,29 @@ fn print_table(table: &Object, arguments: &Arguments, kind: &KindRef, many: bool
         } else {
             eprintln!("No resources found");
         }
-        return;
+        return widths;
     }
+    let text = aligned_to(&lines(table, rows, arguments, kind, many, true), &mut widths);
+    print!("{}{text}", if above && !text.is_empty() { "\n" } else { "" });
+    widths
+}
+
+/// Rows as they are shown, below the names of the columns if these are wanted.
+fn lines(
+    table: &Object,
+    rows: &[Object],
+    arguments: &Arguments,
+    kind: &KindRef,
+    many: bool,
+    with_head: bool,
+) -> Vec<Vec<String>> {
     let wanted = wanted(table, arguments);
     let with_namespace = arguments.all_namespaces && kind.namespaced;
     let mut lines: Vec<Vec<String>> = Vec::new();
-    let mut head: Vec<String> = wanted.iter().map(|(_, name)| name.clone()).collect();
-    if with_namespace {
-        head.insert(0, "NAMESPACE".into());
+    if with_head && !rows.is_empty() {
+        let names = wanted.iter().map(|(_, name)| name.clone());
+        lines.push(with_namespace.then(|| "NAMESPACE".to_owned()).into_iter().chain(names).collect());
     }
-    lines.push(head);
     for row in rows {
         let mut line = cells(row, &wanted);
         if with_namespace {
@@ -256,7 +270,7 @@ fn print_table(table: &Object, arguments: &Arguments, kind: &KindRef, many: bool
         }
         lines.push(line);
     }
-    print!("{}", aligned(&lines));
+    lines
 }
 
 /// `deployment.apps`, or `pod` in the core group.
@@ -266,14 +280,19 @@ pub fn qualified(kind: &KindRef) -> String {
 
 /// Columns padded to their widest cell, three spaces apart; no spaces at the ends of lines.
 pub fn aligned(lines: &[Vec<String>]) -> String {
-    let columns = lines.iter().map(Vec::len).max().unwrap_or(0);
-    let width =
-        |at: usize| lines.iter().filter_map(|line| line.get(at)).map(|cell| cell.chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..columns).map(width).collect();
+    aligned_to(lines, &mut Vec::new())
+}
+
+/// The same below lines whose columns have these widths, which grow where they must.
+fn aligned_to(lines: &[Vec<String>], widths: &mut Vec<usize>) -> String {
+    for line in lines {
+        widths.resize(widths.len().max(line.len()), 0);
+        widths.iter_mut().zip(line).for_each(|(width, cell)| *width = (*width).max(cell.chars().count()));
+    }
     let mut text = String::new();
     for line in lines {
         let padded: Vec<String> =
-            line.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}", width = *width)).collect();
+            line.iter().zip(widths.iter()).map(|(cell, width)| format!("{cell:<width$}", width = *width)).collect();
         text.push_str(padded.join("   ").trim_end());
         text.push('\n');
     }
@@ -330,5 +349,16 @@ mod tests {
     fn tables_are_aligned_without_trailing_spaces() {
         let lines = [vec!["NAME".to_owned(), "A".to_owned()], vec!["x".to_owned(), String::new()]];
         assert_eq!(aligned(&lines), "NAME   A\nx\n");
+    }
+
+    /// It printed rows without a head, without namespaces and in no columns.
+    #[test]
+    fn what_a_watch_prints_stands_below_the_columns() {
+        let row = |cells: [&str; 2]| cells.map(str::to_owned).to_vec();
+        let mut widths = Vec::new();
+        assert_eq!(aligned_to(&[row(["NAME", "AGE"]), row(["web-1", "5s"])], &mut widths), "NAME    AGE\nweb-1   5s\n");
+        assert_eq!(aligned_to(&[row(["db", "1s"])], &mut widths), "db      1s\n");
+        assert_eq!(aligned_to(&[row(["longer-name", "1s"])], &mut widths), "longer-name   1s\n");
+        assert_eq!(widths, [11, 3]);
     }
 }
