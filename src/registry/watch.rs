@@ -44,8 +44,8 @@ impl Registry {
         self.watch_until(at(deadline).boxed(), kind, namespace, options).await
     }
 
-    /// Whatever `timeout_s` says, the watch ends with `end`: after what has happened until then, and a bookmark, so that
-    /// it can be resumed where it stopped.
+    /// Whatever `timeout_s` says, the watch ends with `end`: after what has happened until then and, where they are
+    /// allowed, a bookmark, so that it can be resumed where it stopped.
     pub async fn watch_until(
         &self,
         end: BoxFuture<'static, ()>,
